@@ -1,0 +1,1 @@
+//! Transformer models: configurations, presets, and model directories.

@@ -1,0 +1,99 @@
+//! Keys and values of the positions already seen, so that a new token costs one position.
+
+use burn::tensor::{Device, Tensor};
+
+/// The cache of a whole stack.
+#[derive(Clone, Debug)]
+pub struct KvCache {
+    /// One entry for each block.
+    pub layers: Vec<LayerCache>,
+}
+
+impl KvCache {
+    /// How many positions are stored.
+    pub fn len(&self) -> usize {
+        self.layers.first().map_or(0, LayerCache::len)
+    }
+
+    /// Whether nothing is stored.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How many positions fit.
+    pub fn capacity(&self) -> usize {
+        self.layers.first().map_or(0, LayerCache::capacity)
+    }
+
+    /// Forgets every position, keeping the memory.
+    pub fn clear(&mut self) {
+        for layer in &mut self.layers {
+            layer.length = 0;
+        }
+    }
+}
+
+/// Keys and values of one attention layer, in buffers allocated once.
+#[derive(Clone, Debug)]
+pub struct LayerCache {
+    /// Keys and values, `[batch, n_kv_heads, capacity, head_dim]`. Taken out while they are written,
+    /// so that the write happens in place.
+    buffers: Option<[Tensor<4>; 2]>,
+    capacity: usize,
+    length: usize,
+}
+
+impl LayerCache {
+    /// An empty cache of shape `[batch, n_kv_heads, capacity, head_dim]`.
+    pub fn new(shape: [usize; 4], device: &Device) -> Self {
+        Self {
+            buffers: Some([Tensor::zeros(shape, device), Tensor::zeros(shape, device)]),
+            capacity: shape[2],
+            length: 0,
+        }
+    }
+
+    /// How many positions are stored.
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Whether nothing is stored.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// How many positions fit.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Appends keys and values `[batch, n_kv_heads, seq, head_dim]` and returns all that are stored,
+    /// `[batch, n_kv_heads, len, head_dim]`.
+    ///
+    /// # Panics
+    ///
+    /// When they do not fit.
+    pub fn append(&mut self, key: Tensor<4>, value: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
+        let [batch, n_kv_heads, seq, head_dim] = key.dims();
+        let (start, end) = (self.length, self.length + seq);
+        assert!(
+            end <= self.capacity,
+            "cache: {end} positions do not fit into {}",
+            self.capacity
+        );
+        let [keys, values] = self.buffers.take().expect("the buffers are put back below");
+        let target = [0..batch, 0..n_kv_heads, start..end, 0..head_dim];
+        let keys = keys.slice_assign(target.clone(), key);
+        let values = values.slice_assign(target, value);
+        self.length = end;
+
+        let stored = [0..batch, 0..n_kv_heads, 0..end, 0..head_dim];
+        let result = (
+            keys.clone().slice(stored.clone()),
+            values.clone().slice(stored),
+        );
+        self.buffers = Some([keys, values]);
+        result
+    }
+}

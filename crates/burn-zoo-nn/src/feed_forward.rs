@@ -1,0 +1,107 @@
+//! The position-wise feed-forward network.
+
+use burn::config::Config;
+use burn::module::Module;
+use burn::nn::Linear;
+use burn::tensor::{Device, Tensor, activation};
+
+use crate::{ConfigError, init, require_positive};
+
+/// The non-linearity between the two projections.
+#[derive(Config, Debug, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `max(x, 0)`.
+    Relu,
+    /// `x Φ(x)` with the exact normal distribution (Hendrycks & Gimpel 2016, arXiv:1606.08415).
+    Gelu,
+    /// The tanh approximation of GELU, which GPT-2 was trained with.
+    GeluTanh,
+    /// `x σ(x)`.
+    Silu,
+}
+
+impl Activation {
+    /// Applies the function to each element.
+    pub fn forward<const D: usize>(self, input: Tensor<D>) -> Tensor<D> {
+        match self {
+            Self::Relu => activation::relu(input),
+            Self::Gelu => activation::gelu(input),
+            Self::GeluTanh => activation::gelu_approximate(input),
+            Self::Silu => activation::silu(input),
+        }
+    }
+}
+
+/// Configuration of a [`FeedForward`].
+#[derive(Config, Debug)]
+pub struct FeedForwardConfig {
+    /// The width of the residual stream.
+    pub d_model: usize,
+    /// The inner width, usually `4 · d_model`.
+    pub d_ff: usize,
+    /// The non-linearity.
+    #[config(default = "Activation::Gelu")]
+    pub activation: Activation,
+    /// Whether the projections have a bias.
+    #[config(default = true)]
+    pub bias: bool,
+    /// The standard deviation of the initial weights of the first projection.
+    #[config(default = 0.02)]
+    pub init_std: f64,
+    /// The standard deviation of the initial weights of the second projection, which writes to the
+    /// residual stream.
+    #[config(default = 0.02)]
+    pub output_init_std: f64,
+}
+
+impl FeedForwardConfig {
+    /// Refuses empty layers.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        require_positive("d_model", self.d_model)?;
+        require_positive("d_ff", self.d_ff)
+    }
+
+    /// How many parameters the module has.
+    pub fn n_parameters(&self) -> usize {
+        let bias = if self.bias {
+            self.d_ff + self.d_model
+        } else {
+            0
+        };
+        2 * self.d_model * self.d_ff + bias
+    }
+
+    /// A network with weights from N(0, `init_std`²).
+    pub fn init(&self, device: &Device) -> FeedForward {
+        FeedForward {
+            up: init::linear(self.d_model, self.d_ff, self.bias, self.init_std, device),
+            down: init::linear(
+                self.d_ff,
+                self.d_model,
+                self.bias,
+                self.output_init_std,
+                device,
+            ),
+            activation: self.activation,
+        }
+    }
+}
+
+/// `down(activation(up(x)))`. Built by [`FeedForwardConfig::init`].
+#[derive(Module, Debug)]
+pub struct FeedForward {
+    /// `[d_model, d_ff]`.
+    pub up: Linear,
+    /// `[d_ff, d_model]`.
+    pub down: Linear,
+    #[module(skip)]
+    activation: Activation,
+}
+
+impl FeedForward {
+    /// `[.., d_model] → [.., d_model]`.
+    pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
+        self.down
+            .forward(self.activation.forward(self.up.forward(input)))
+    }
+}

@@ -1,0 +1,83 @@
+//! LayerNorm (Ba et al. 2016, arXiv:1607.06450) and RMSNorm (Zhang & Sennrich 2019,
+//! arXiv:1910.07467).
+
+use burn::config::Config;
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Tensor};
+use burn_zoo_ops::{NormKind, normalize};
+
+use crate::init;
+
+/// Which normalisation, and its settings.
+#[derive(Config, Debug, PartialEq)]
+pub enum NormConfig {
+    /// Subtract the mean and divide by the standard deviation.
+    Layer {
+        /// Added to the variance.
+        epsilon: f64,
+        /// Whether a shift is learned.
+        bias: bool,
+    },
+    /// Divide by the root mean square.
+    Rms {
+        /// Added to the mean square.
+        epsilon: f64,
+    },
+}
+
+impl NormConfig {
+    /// LayerNorm as PyTorch and GPT-2 have it: ε = 1e-5.
+    pub fn layer(bias: bool) -> Self {
+        Self::Layer {
+            epsilon: 1e-5,
+            bias,
+        }
+    }
+
+    /// RMSNorm as Llama has it: ε = 1e-5.
+    pub fn rms() -> Self {
+        Self::Rms { epsilon: 1e-5 }
+    }
+
+    /// How many parameters the module has.
+    pub fn n_parameters(&self, d_model: usize) -> usize {
+        match self {
+            Self::Layer { bias: true, .. } => 2 * d_model,
+            Self::Layer { bias: false, .. } | Self::Rms { .. } => d_model,
+        }
+    }
+
+    /// A normalisation of vectors of length `d_model` that starts as the identity scale.
+    pub fn init(&self, d_model: usize, device: &Device) -> Norm {
+        let (kind, epsilon, bias) = match *self {
+            Self::Layer { epsilon, bias } => (NormKind::Layer, epsilon, bias),
+            Self::Rms { epsilon } => (NormKind::Rms, epsilon, false),
+        };
+        Norm {
+            weight: init::constant([d_model], 1.0, device),
+            bias: bias.then(|| init::constant([d_model], 0.0, device)),
+            kind,
+            epsilon,
+        }
+    }
+}
+
+/// A learned normalisation of the last dimension. Built by [`NormConfig::init`].
+#[derive(Module, Debug)]
+pub struct Norm {
+    /// The scale, `[d_model]`.
+    pub weight: Param<Tensor<1>>,
+    /// The shift, `[d_model]`.
+    pub bias: Option<Param<Tensor<1>>>,
+    #[module(skip)]
+    kind: NormKind,
+    epsilon: f64,
+}
+
+impl Norm {
+    /// `[.., d_model] → [.., d_model]`.
+    pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
+        let bias = self.bias.as_ref().map(Param::val);
+        normalize(input, self.weight.val(), bias, self.kind, self.epsilon)
+    }
+}

@@ -1,0 +1,134 @@
+//! Hand-written gradients, once for all backends.
+//!
+//! Composed from tracked operations, attention and normalisation would each record about ten steps
+//! and keep every intermediate alive. Here each is one step that keeps what its gradient needs.
+
+use burn::backend::{
+    Autodiff,
+    autodiff::{
+        NodeId,
+        checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
+        grads::Gradients,
+        ops::{Backward, NodeGuard, Ops, OpsKind},
+    },
+    tensor::FloatTensor,
+};
+
+use crate::{Affine, AttentionMask, NormKind, TransformerOps};
+
+/// Hands each parent that is tracked its gradient.
+fn register<B: TransformerOps>(
+    parents: impl IntoIterator<Item = Option<NodeId>>,
+    grads: [FloatTensor<B>; 3],
+    store: &mut Gradients,
+) {
+    for (parent, grad) in parents.into_iter().zip(grads) {
+        if let Some(id) = parent {
+            store.register::<B>(id, grad);
+        }
+    }
+}
+
+#[derive(Debug)]
+struct AttentionBackward;
+
+impl<B: TransformerOps> Backward<B, 3> for AttentionBackward {
+    /// Query, key, value, output, what the forward pass saved, and the mask.
+    type State = ([FloatTensor<B>; 5], AttentionMask);
+
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let ([query, key, value, output, saved], mask) = ops.state;
+        let (query, key, value) =
+            B::masked_attention_backward(query, key, value, output, saved, grad, mask);
+        let parents = ops.parents.map(|parent| parent.map(|node| node.id));
+        register::<B>(parents, [query, key, value], grads);
+    }
+}
+
+#[derive(Debug)]
+struct NormBackward;
+
+impl<B: TransformerOps, const N: usize> Backward<B, N> for NormBackward {
+    /// The normalised input, the reciprocal standard deviation, the weight, and the kind.
+    type State = ([FloatTensor<B>; 3], NormKind);
+
+    /// The parents are input, weight and, where there is one, bias.
+    fn backward(self, ops: Ops<Self::State, N>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let ([normalized, reciprocal_std, weight], kind) = ops.state;
+        let (input, weight, bias) =
+            B::affine_normalize_backward(normalized, reciprocal_std, weight, grad, kind);
+        let parents = ops.parents.map(|parent| parent.map(|node| node.id));
+        register::<B>(parents, [input, weight, bias], grads);
+    }
+}
+
+impl<B: TransformerOps, C: CheckpointStrategy> TransformerOps for Autodiff<B, C> {
+    fn masked_attention(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        mask: AttentionMask,
+    ) -> FloatTensor<Self> {
+        let ((query, q), (key, k), (value, v)) =
+            (query.into_parts(), key.into_parts(), value.into_parts());
+        match AttentionBackward
+            .prepare::<C>([q, k, v])
+            .compute_bound()
+            .stateful()
+        {
+            OpsKind::Tracked(prep) => {
+                let (output, saved) =
+                    B::masked_attention_forward(query.clone(), key.clone(), value.clone(), mask);
+                let state = ([query, key, value, output.clone(), saved], mask);
+                prep.finish(state, output)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(B::masked_attention(query, key, value, mask)),
+        }
+    }
+
+    fn affine_normalize(
+        input: FloatTensor<Self>,
+        affine: Affine<Self>,
+        kind: NormKind,
+        epsilon: f64,
+    ) -> FloatTensor<Self> {
+        let (input, input_node) = input.into_parts();
+        match affine {
+            Affine::Scale(weight) => {
+                let (weight, weight_node) = weight.into_parts();
+                let affine = Affine::Scale(weight.clone());
+                let nodes = [input_node, weight_node];
+                record_norm::<B, C, 2>(nodes, input, weight, affine, kind, epsilon)
+            }
+            Affine::ScaleShift(weight, bias) => {
+                let ((weight, weight_node), (bias, bias_node)) =
+                    (weight.into_parts(), bias.into_parts());
+                let affine = Affine::ScaleShift(weight.clone(), bias);
+                let nodes = [input_node, weight_node, bias_node];
+                record_norm::<B, C, 3>(nodes, input, weight, affine, kind, epsilon)
+            }
+        }
+    }
+}
+
+/// Normalises, and records [`NormBackward`] when a gradient is wanted.
+fn record_norm<B: TransformerOps, C: CheckpointStrategy, const N: usize>(
+    nodes: [NodeGuard; N],
+    input: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    affine: Affine<B>,
+    kind: NormKind,
+    epsilon: f64,
+) -> FloatTensor<Autodiff<B, C>> {
+    let prepared = Backward::<B, N>::prepare::<C>(NormBackward, nodes);
+    match prepared.compute_bound().stateful() {
+        OpsKind::Tracked(prep) => {
+            let (output, normalized, reciprocal_std) =
+                B::affine_normalize_forward(input, affine, kind, epsilon);
+            prep.finish(([normalized, reciprocal_std, weight], kind), output)
+        }
+        OpsKind::UnTracked(prep) => prep.finish(B::affine_normalize(input, affine, kind, epsilon)),
+    }
+}

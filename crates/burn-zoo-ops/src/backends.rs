@@ -1,0 +1,12 @@
+//! The backends that run the composed forms. A kernel of its own moves a backend to its own file.
+
+use crate::TransformerOps;
+
+#[cfg(feature = "flex")]
+impl TransformerOps for burn_flex::Flex {}
+
+#[cfg(feature = "ndarray")]
+impl TransformerOps for burn_ndarray::NdArray {}
+
+#[cfg(feature = "cube")]
+impl TransformerOps for burn_cubecl::Cube {}

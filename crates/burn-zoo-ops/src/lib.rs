@@ -1,0 +1,222 @@
+//! Transformer operations on Burn's [`Backend`] trait, with a kernel per backend where it pays.
+//!
+//! In Burn 0.22 a `Tensor` names no backend: a [`Device`](burn::tensor::Device) value picks one at
+//! run time and every operation goes `Tensor → Dispatch → Backend`. This crate is the zoo's place
+//! on the `Backend` side of that arrow:
+//!
+//! - [`TransformerOps`] is written once against the `Backend` trait. Each operation has a default
+//!   body composed from `Backend` operations, so any backend runs it.
+//! - A backend overrides what pays: [`LibTorch`](libtorch) attends through ATen's fused kernel.
+//! - [`Autodiff<B, C>`](autodiff) carries one hand-written gradient per operation, which serves
+//!   every backend, because it only calls the `_forward` and `_backward` methods of the trait.
+//!
+//! Models call the functions at the crate's root ([`attention`], [`normalize`]), which take and
+//! return plain tensors.
+//!
+//! ```
+//! use burn::tensor::{Device, Distribution, Tensor};
+//! use burn_zoo_ops::{AttentionMask, attention};
+//!
+//! let device = Device::flex();
+//! let query = Tensor::<4>::random([1, 4, 5, 8], Distribution::Default, &device);
+//! // Two key/value heads serve four query heads.
+//! let key = Tensor::<4>::random([1, 2, 5, 8], Distribution::Default, &device);
+//! let output = attention(query, key.clone(), key, AttentionMask::Causal);
+//! assert_eq!(output.dims(), [1, 4, 5, 8]);
+//! ```
+
+// Burn marks NdArray and LibTorch as deprecated in 0.22; the zoo supports both on purpose, and the
+// generated dispatch names them.
+#![cfg_attr(any(feature = "ndarray", feature = "libtorch"), allow(deprecated))]
+// Without a backend nothing is dispatched to, so most of the crate looks unused.
+#![cfg_attr(
+    not(any(
+        feature = "flex",
+        feature = "ndarray",
+        feature = "libtorch",
+        feature = "cube"
+    )),
+    allow(unused)
+)]
+
+use burn::backend::{Backend, backend_extension, tensor::FloatTensor};
+use burn::tensor::Tensor;
+
+mod attention;
+mod autodiff;
+mod backends;
+#[cfg(feature = "libtorch")]
+pub mod libtorch;
+mod norm;
+
+pub use attention::AttentionMask;
+pub use norm::{Affine, NormKind};
+
+/// The operations that make a transformer fast, as an extension of Burn's [`Backend`].
+///
+/// Every operation has three forms. The plain one is used without gradients. The `_forward` form
+/// also returns what the `_backward` form needs; the two are a pair, so a backend overrides both or
+/// neither.
+#[backend_extension(
+    Flex: cfg(feature = "flex"),
+    NdArray: cfg(feature = "ndarray"),
+    LibTorch: cfg(feature = "libtorch"),
+    Cube: cfg(feature = "cube"),
+    Autodiff,
+    Fusion: cfg(feature = "cube")
+)]
+pub trait TransformerOps: Backend {
+    /// Scaled dot-product attention, see [`attention`].
+    #[cfg_attr(feature = "cube", fusion(default))]
+    fn masked_attention(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        mask: AttentionMask,
+    ) -> FloatTensor<Self> {
+        attention::composed_forward::<Self>(query, key, value, mask).0
+    }
+
+    /// [`masked_attention`](Self::masked_attention) with what its gradient needs.
+    ///
+    /// Returns the output and a tensor that only the same backend's
+    /// [`masked_attention_backward`](Self::masked_attention_backward) reads: the composed form
+    /// keeps the probabilities, a fused kernel the log-sum-exp of each row.
+    #[cfg_attr(feature = "cube", fusion(default))]
+    fn masked_attention_forward(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        mask: AttentionMask,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        attention::composed_forward::<Self>(query, key, value, mask)
+    }
+
+    /// The gradients of attention with respect to query, key and value.
+    ///
+    /// `saved` is the second result of
+    /// [`masked_attention_forward`](Self::masked_attention_forward), `output` its first, and
+    /// `grad` the gradient of the output.
+    #[cfg_attr(feature = "cube", fusion(default))]
+    fn masked_attention_backward(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        output: FloatTensor<Self>,
+        saved: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        mask: AttentionMask,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let _ = (output, mask);
+        attention::composed_backward::<Self>(query, key, value, saved, grad)
+    }
+
+    /// Layer or root-mean-square normalisation, see [`normalize`].
+    #[cfg_attr(feature = "cube", fusion(default))]
+    fn affine_normalize(
+        input: FloatTensor<Self>,
+        #[extension_type] affine: Affine<Self>,
+        kind: NormKind,
+        epsilon: f64,
+    ) -> FloatTensor<Self> {
+        norm::composed_forward::<Self>(input, affine, kind, epsilon).0
+    }
+
+    /// [`affine_normalize`](Self::affine_normalize) with what its gradient needs.
+    ///
+    /// Returns the output, the normalised input before weight and bias `[.., d_model]`, and the
+    /// reciprocal standard deviation `[.., 1]`.
+    #[cfg_attr(feature = "cube", fusion(default))]
+    fn affine_normalize_forward(
+        input: FloatTensor<Self>,
+        #[extension_type] affine: Affine<Self>,
+        kind: NormKind,
+        epsilon: f64,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        norm::composed_forward::<Self>(input, affine, kind, epsilon)
+    }
+
+    /// The gradients of normalisation with respect to input, weight and bias.
+    ///
+    /// The bias gradient is returned whether or not the forward pass had a bias.
+    #[cfg_attr(feature = "cube", fusion(default))]
+    fn affine_normalize_backward(
+        normalized: FloatTensor<Self>,
+        reciprocal_std: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        kind: NormKind,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        norm::composed_backward::<Self>(normalized, reciprocal_std, weight, grad, kind)
+    }
+}
+
+/// Scaled dot-product attention, `softmax(Q Kᵀ / √head_dim + mask) V`.
+///
+/// Grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245) needs no copies: query head `h`
+/// reads key/value head `h / (n_heads / n_kv_heads)`.
+///
+/// # Shapes
+///
+/// - `query`: `[batch, n_heads, seq_q, head_dim]`
+/// - `key`, `value`: `[batch, n_kv_heads, seq_k, head_dim]`
+/// - output: `[batch, n_heads, seq_q, head_dim]`
+///
+/// # Panics
+///
+/// When the shapes do not fit: `n_kv_heads` must divide `n_heads`, and a causal mask needs
+/// `seq_q ≤ seq_k`, because the queries are the last `seq_q` of the `seq_k` positions.
+pub fn attention(
+    query: Tensor<4>,
+    key: Tensor<4>,
+    value: Tensor<4>,
+    mask: AttentionMask,
+) -> Tensor<4> {
+    attention::check_shapes(query.dims(), key.dims(), value.dims(), mask);
+    Tensor::from_dispatch(
+        <burn::backend::Dispatch as TransformerOps>::masked_attention(
+            query.into_dispatch(),
+            key.into_dispatch(),
+            value.into_dispatch(),
+            mask,
+        ),
+    )
+}
+
+/// Normalises the last dimension, then scales by `weight` and shifts by `bias`.
+///
+/// [`NormKind::Layer`] is LayerNorm (Ba et al. 2016, arXiv:1607.06450), [`NormKind::Rms`] is
+/// RMSNorm (Zhang & Sennrich 2019, arXiv:1910.07467). `epsilon` is added to the variance.
+///
+/// # Shapes
+///
+/// - `input`, output: `[.., d_model]`
+/// - `weight`, `bias`: `[d_model]`
+///
+/// # Panics
+///
+/// When `weight` or `bias` has another length than the input's last dimension.
+pub fn normalize<const D: usize>(
+    input: Tensor<D>,
+    weight: Tensor<1>,
+    bias: Option<Tensor<1>>,
+    kind: NormKind,
+    epsilon: f64,
+) -> Tensor<D> {
+    norm::check_shapes(
+        &input.dims(),
+        weight.dims(),
+        bias.as_ref().map(Tensor::dims),
+    );
+    Tensor::from_dispatch(
+        <burn::backend::Dispatch as TransformerOps>::affine_normalize(
+            input.into_dispatch(),
+            match bias {
+                Some(bias) => Affine::ScaleShift(weight.into_dispatch(), bias.into_dispatch()),
+                None => Affine::Scale(weight.into_dispatch()),
+            },
+            kind,
+            epsilon,
+        ),
+    )
+}

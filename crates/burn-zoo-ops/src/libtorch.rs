@@ -1,0 +1,153 @@
+//! Attention on LibTorch through ATen's fused scaled-dot-product kernels.
+//!
+//! On a processor, training and inference use ATen's flash attention, whose backward pass
+//! recomputes the probabilities from the log-sum-exp of each row. Elsewhere (CUDA, MPS) inference
+//! uses `scaled_dot_product_attention`, which picks its own kernel, and training the composed form.
+//!
+//! Two conventions differ from ours. ATen's `is_causal` aligns the mask to the top left, so a
+//! cached prefix needs an explicit mask; and its kernels want as many key as query heads, so
+//! grouped heads are expanded and their gradients summed.
+
+use burn::backend::tensor::FloatTensor;
+use burn::tensor::TensorMetadata;
+use burn_tch::{LibTorch, TchTensor};
+use tch::Tensor;
+
+use crate::{AttentionMask, TransformerOps, attention};
+
+/// How ATen is told about a mask.
+struct Masking {
+    is_causal: bool,
+    /// Added to the scores, `[seq_q, seq_k]`.
+    bias: Option<Tensor>,
+}
+
+impl Masking {
+    fn new(mask: AttentionMask, query: &TchTensor, key: &TchTensor) -> Self {
+        let [_, _, seq_q, _] = query.shape().dims();
+        let [_, _, seq_k, _] = key.shape().dims();
+        if mask.is_trivial(seq_q) {
+            return Self {
+                is_causal: false,
+                bias: None,
+            };
+        }
+        if seq_q == seq_k {
+            return Self {
+                is_causal: true,
+                bias: None,
+            };
+        }
+        let device = query.device();
+        let bias = attention::causal_bias::<LibTorch>(1, seq_q, seq_k, &device, query.dtype());
+        Self {
+            is_causal: false,
+            bias: Some(bias.tensor),
+        }
+    }
+}
+
+/// Whether ATen's processor kernel applies.
+fn has_flash(tensor: &TchTensor) -> bool {
+    tensor.tensor.device() == tch::Device::Cpu
+}
+
+/// `[batch, n_kv_heads, seq, head_dim] → [batch, n_heads, seq, head_dim]`.
+fn expand_groups(tensor: &Tensor, n_heads: i64) -> Tensor {
+    let n_kv_heads = tensor.size()[1];
+    match n_heads / n_kv_heads {
+        1 => tensor.shallow_clone(),
+        group => tensor.repeat_interleave_self_int(group, 1, None),
+    }
+}
+
+/// The gradient of [`expand_groups`].
+fn sum_groups(grad: Tensor, n_kv_heads: i64) -> Tensor {
+    let [batch, n_heads, seq, head_dim] = grad.size()[..] else {
+        unreachable!("attention gradients have four dimensions")
+    };
+    if n_heads == n_kv_heads {
+        return grad;
+    }
+    grad.reshape([batch, n_kv_heads, n_heads / n_kv_heads, seq, head_dim])
+        .sum_dim_intlist(2, false, None)
+}
+
+impl TransformerOps for LibTorch {
+    fn masked_attention(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        mask: AttentionMask,
+    ) -> FloatTensor<Self> {
+        let masking = Masking::new(mask, &query, &key);
+        let n_heads = query.tensor.size()[1];
+        TchTensor::new(Tensor::scaled_dot_product_attention(
+            &query.tensor,
+            &expand_groups(&key.tensor, n_heads),
+            &expand_groups(&value.tensor, n_heads),
+            masking.bias,
+            0.0,
+            masking.is_causal,
+            None,
+            false,
+        ))
+    }
+
+    fn masked_attention_forward(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        mask: AttentionMask,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        if !has_flash(&query) {
+            return attention::composed_forward::<Self>(query, key, value, mask);
+        }
+        let masking = Masking::new(mask, &query, &key);
+        let n_heads = query.tensor.size()[1];
+        let (output, log_sum_exp) = Tensor::internal_scaled_dot_product_flash_attention_for_cpu(
+            &query.tensor,
+            &expand_groups(&key.tensor, n_heads),
+            &expand_groups(&value.tensor, n_heads),
+            0.0,
+            masking.is_causal,
+            masking.bias,
+            None,
+        );
+        (TchTensor::new(output), TchTensor::new(log_sum_exp))
+    }
+
+    fn masked_attention_backward(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        output: FloatTensor<Self>,
+        saved: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        mask: AttentionMask,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        if !has_flash(&query) {
+            return attention::composed_backward::<Self>(query, key, value, saved, grad);
+        }
+        let masking = Masking::new(mask, &query, &key);
+        let [n_heads, n_kv_heads] = [query.tensor.size()[1], key.tensor.size()[1]];
+        let (grad_query, grad_key, grad_value) =
+            Tensor::internal_scaled_dot_product_flash_attention_for_cpu_backward(
+                &grad.tensor,
+                &query.tensor,
+                &expand_groups(&key.tensor, n_heads),
+                &expand_groups(&value.tensor, n_heads),
+                &output.tensor,
+                &saved.tensor,
+                0.0,
+                masking.is_causal,
+                masking.bias,
+                None,
+            );
+        (
+            TchTensor::new(grad_query),
+            TchTensor::new(sum_groups(grad_key, n_kv_heads)),
+            TchTensor::new(sum_groups(grad_value, n_kv_heads)),
+        )
+    }
+}

@@ -1,0 +1,1 @@
+//! Training on burn-train's learner: recipes, objectives, optimiser, resume.

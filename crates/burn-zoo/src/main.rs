@@ -1,0 +1,2 @@
+//! The `burn-zoo` command.
+fn main() {}
