@@ -1,1 +1,8 @@
 //! From text to batches: corpora, tokenizers, and windows of tokens.
+//!
+//! Data flows one way: [`Corpus`](corpus::Corpus) → [`Tokenizer`](tokenizer::Tokenizer) →
+//! [`Windows`](windows) → batches on a device.
+
+pub mod corpus;
+pub mod tokenizer;
+pub mod windows;

@@ -1,1 +1,4 @@
 //! Text generation with a key/value cache.
+
+pub mod generate;
+pub mod sampling;

@@ -67,7 +67,7 @@ pub use norm::{Affine, NormKind};
 )]
 pub trait TransformerOps: Backend {
     /// Scaled dot-product attention, see [`attention`].
-    #[cfg_attr(feature = "cube", fusion(default))]
+    #[fusion(default)]
     fn masked_attention(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
@@ -82,7 +82,7 @@ pub trait TransformerOps: Backend {
     /// Returns the output and a tensor that only the same backend's
     /// [`masked_attention_backward`](Self::masked_attention_backward) reads: the composed form
     /// keeps the probabilities, a fused kernel the log-sum-exp of each row.
-    #[cfg_attr(feature = "cube", fusion(default))]
+    #[fusion(default)]
     fn masked_attention_forward(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
@@ -97,7 +97,7 @@ pub trait TransformerOps: Backend {
     /// `saved` is the second result of
     /// [`masked_attention_forward`](Self::masked_attention_forward), `output` its first, and
     /// `grad` the gradient of the output.
-    #[cfg_attr(feature = "cube", fusion(default))]
+    #[fusion(default)]
     fn masked_attention_backward(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
@@ -112,7 +112,7 @@ pub trait TransformerOps: Backend {
     }
 
     /// Layer or root-mean-square normalisation, see [`normalize`].
-    #[cfg_attr(feature = "cube", fusion(default))]
+    #[fusion(default)]
     fn affine_normalize(
         input: FloatTensor<Self>,
         #[extension_type] affine: Affine<Self>,
@@ -126,7 +126,7 @@ pub trait TransformerOps: Backend {
     ///
     /// Returns the output, the normalised input before weight and bias `[.., d_model]`, and the
     /// reciprocal standard deviation `[.., 1]`.
-    #[cfg_attr(feature = "cube", fusion(default))]
+    #[fusion(default)]
     fn affine_normalize_forward(
         input: FloatTensor<Self>,
         #[extension_type] affine: Affine<Self>,
@@ -139,7 +139,7 @@ pub trait TransformerOps: Backend {
     /// The gradients of normalisation with respect to input, weight and bias.
     ///
     /// The bias gradient is returned whether or not the forward pass had a bias.
-    #[cfg_attr(feature = "cube", fusion(default))]
+    #[fusion(default)]
     fn affine_normalize_backward(
         normalized: FloatTensor<Self>,
         reciprocal_std: FloatTensor<Self>,

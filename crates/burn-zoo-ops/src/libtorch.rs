@@ -8,8 +8,7 @@
 //! cached prefix needs an explicit mask; and its kernels want as many key as query heads, so
 //! grouped heads are expanded and their gradients summed.
 
-use burn::backend::tensor::FloatTensor;
-use burn::tensor::TensorMetadata;
+use burn::backend::{TensorMetadata, tensor::FloatTensor};
 use burn_tch::{LibTorch, TchTensor};
 use tch::Tensor;
 

@@ -1,1 +1,23 @@
 //! Training on burn-train's learner: recipes, objectives, optimiser, resume.
+//!
+//! Three ways in, from most to least ready-made:
+//!
+//! - [`run::train`] takes a [`Recipe`] and a text and leaves a model directory;
+//! - [`trainer::fit`] takes any [`LanguageModel`](burn_zoo_nn::LanguageModel), also one composed by
+//!   hand, and tokens;
+//! - [`CausalLm`](objective::CausalLm) and [`StepLoop`](step_loop::StepLoop) are a `TrainStep` and a
+//!   strategy for burn-train's `SupervisedTraining`.
+
+pub mod checkpoint;
+pub mod lines;
+pub mod memory;
+pub mod metrics;
+pub mod objective;
+pub mod optimizer;
+pub mod recipe;
+pub mod run;
+pub mod schedule;
+pub mod step_loop;
+pub mod trainer;
+
+pub use recipe::Recipe;

@@ -1,0 +1,286 @@
+//! Tokenizers, trained or loaded, as the `tokenizer.json` that Hugging Face's libraries share.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use tokenizers::{
+    DecoderWrapper, PreTokenizerWrapper, SplitDelimiterBehavior,
+    decoders::fuse::Fuse,
+    models::{
+        TrainerWrapper,
+        bpe::{BPE, BpeTrainer},
+        wordlevel::WordLevel,
+    },
+    pre_tokenizers::{byte_level::ByteLevel, split::Split, split::SplitPattern},
+};
+
+/// What goes wrong between text and tokens.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenizerError {
+    /// A `tokenizer.json` cannot be read.
+    #[error("cannot read tokenizer {}: {problem}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The text has a character that the vocabulary lacks.
+    #[error("the tokenizer does not know the character {character:?} (U+{:04X})", *character as u32)]
+    UnknownCharacter {
+        /// The first such character.
+        character: char,
+    },
+    /// The tokenizers library refuses.
+    #[error("tokenizer: {0}")]
+    Library(String),
+}
+
+impl From<tokenizers::Error> for TokenizerError {
+    fn from(error: tokenizers::Error) -> Self {
+        Self::Library(error.to_string())
+    }
+}
+
+/// How text becomes tokens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum TokenizerConfig {
+    /// One token for each different character of the training text.
+    Char,
+    /// Byte-level byte-pair encoding as GPT-2 has it (Sennrich et al. 2016, arXiv:1508.07909),
+    /// trained on the training text.
+    Bpe {
+        /// How many tokens, at least the 256 bytes.
+        vocab_size: usize,
+    },
+    /// An existing `tokenizer.json`.
+    File {
+        /// Where it is.
+        path: PathBuf,
+    },
+}
+
+/// Turns text into token ids and back.
+#[derive(Clone, Debug)]
+pub struct Tokenizer(tokenizers::Tokenizer);
+
+impl Tokenizer {
+    /// Trains on `text`, or loads, as the configuration says.
+    pub fn train(config: &TokenizerConfig, text: &str) -> Result<Self, TokenizerError> {
+        match config {
+            TokenizerConfig::Char => Self::characters(text),
+            TokenizerConfig::Bpe { vocab_size } => Self::byte_level_bpe(text, *vocab_size),
+            TokenizerConfig::File { path } => Self::load(path),
+        }
+    }
+
+    /// Ids follow the order of the characters' code points. No token stands for unknown characters:
+    /// they are an error.
+    fn characters(text: &str) -> Result<Self, TokenizerError> {
+        let alphabet: BTreeSet<char> = text.chars().collect();
+        let vocab = alphabet
+            .into_iter()
+            .zip(0..)
+            .map(|(character, id)| (character.to_string(), id))
+            .collect();
+        let model = WordLevel::builder()
+            .vocab(vocab)
+            .unk_token("<unk>".to_owned())
+            .build()?;
+        let pattern = SplitPattern::Regex(r"[\s\S]".to_owned());
+        let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false)?;
+        let mut tokenizer = tokenizers::Tokenizer::new(model);
+        tokenizer.with_pre_tokenizer(Some(split));
+        tokenizer.with_decoder(Some(Fuse::new()));
+        Ok(Self(tokenizer))
+    }
+
+    fn byte_level_bpe(text: &str, vocab_size: usize) -> Result<Self, TokenizerError> {
+        let bytes = ByteLevel::new(false, false, true);
+        let mut tokenizer = tokenizers::Tokenizer::new(BPE::default());
+        tokenizer.with_pre_tokenizer(Some(bytes));
+        tokenizer.with_decoder(Some(DecoderWrapper::ByteLevel(bytes)));
+        let mut trainer: TrainerWrapper = BpeTrainer::builder()
+            .vocab_size(vocab_size)
+            .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
+            .show_progress(false)
+            .build()
+            .into();
+        tokenizer.train(&mut trainer, text.split_inclusive('\n'))?;
+        Ok(Self(tokenizer))
+    }
+
+    /// Reads a `tokenizer.json`.
+    pub fn load(path: &Path) -> Result<Self, TokenizerError> {
+        tokenizers::Tokenizer::from_file(path)
+            .map(Self)
+            .map_err(|error| TokenizerError::Unreadable {
+                path: path.to_owned(),
+                problem: error.to_string(),
+            })
+    }
+
+    /// The contents of a `tokenizer.json`.
+    pub fn to_json(&self) -> Result<String, TokenizerError> {
+        Ok(self.0.to_string(true)?)
+    }
+
+    /// How many different tokens there are.
+    pub fn vocab_size(&self) -> usize {
+        self.0.get_vocab_size(true)
+    }
+
+    /// The token ids of `text`.
+    ///
+    /// # Errors
+    ///
+    /// When a vocabulary without bytes lacks one of the characters.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        let pieces = self.pieces(text);
+        let encodings = self
+            .0
+            .encode_batch_fast(pieces, false)
+            .map_err(|error| self.explain(text, error))?;
+        Ok(encodings
+            .iter()
+            .flat_map(|encoding| encoding.get_ids().iter().copied())
+            .collect())
+    }
+
+    /// The text of `tokens`.
+    pub fn decode(&self, tokens: &[u32]) -> Result<String, TokenizerError> {
+        Ok(self.0.decode(tokens, false)?)
+    }
+
+    /// A decoder that takes one token at a time. See [`TextStream`].
+    pub fn stream(&self) -> TextStream<'_> {
+        TextStream(self.0.decode_stream(false))
+    }
+
+    /// Cuts a long text where the tokens cannot depend on the cut, so that the pieces are encoded in
+    /// parallel and in little memory. A tokenizer that was loaded may look across any cut.
+    fn pieces<'a>(&self, text: &'a str) -> Vec<&'a str> {
+        let is_safe: fn(char, char) -> bool = match self.0.get_pre_tokenizer() {
+            Some(PreTokenizerWrapper::Split(_)) => |_, _| true,
+            // GPT-2's pattern gives a lone newline between words a piece of its own.
+            Some(PreTokenizerWrapper::ByteLevel(bytes)) if !bytes.add_prefix_space => {
+                |before, after| !before.is_whitespace() && !after.is_whitespace()
+            }
+            _ => return vec![text],
+        };
+        const PIECE_BYTES: usize = 1 << 14;
+        let (mut pieces, mut start) = (Vec::new(), 0);
+        for (newline, _) in text.match_indices('\n') {
+            let end = newline + 1;
+            let before = text[start..newline].chars().next_back();
+            let after = text[end..].chars().next();
+            if let (Some(before), Some(after)) = (before, after)
+                && end - start >= PIECE_BYTES
+                && is_safe(before, after)
+            {
+                pieces.push(&text[start..end]);
+                start = end;
+            }
+        }
+        pieces.push(&text[start..]);
+        pieces
+    }
+
+    fn explain(&self, text: &str, error: tokenizers::Error) -> TokenizerError {
+        let is_unknown = |character: &char| self.0.token_to_id(&character.to_string()).is_none();
+        match text.chars().find(is_unknown) {
+            Some(character) => TokenizerError::UnknownCharacter { character },
+            None => error.into(),
+        }
+    }
+}
+
+type LibraryStream<'a> = tokenizers::tokenizer::DecodeStream<
+    'a,
+    tokenizers::ModelWrapper,
+    tokenizers::NormalizerWrapper,
+    PreTokenizerWrapper,
+    tokenizers::PostProcessorWrapper,
+    DecoderWrapper,
+>;
+
+/// Decodes as tokens arrive, holding back bytes that do not make a character yet.
+pub struct TextStream<'a>(LibraryStream<'a>);
+
+impl TextStream<'_> {
+    /// The text that `token` completes, possibly none.
+    pub fn push(&mut self, token: u32) -> Result<Option<String>, TokenizerError> {
+        Ok(self.0.step(token)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const TEXT: &str = "First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\n";
+
+    #[test]
+    fn characters_are_numbered_by_code_point() {
+        let tokenizer = Tokenizer::train(&TokenizerConfig::Char, "banana\n").unwrap();
+        assert_eq!(tokenizer.vocab_size(), 4);
+        assert_eq!(tokenizer.encode("nab\n").unwrap(), [3, 1, 2, 0]);
+        assert_eq!(tokenizer.decode(&[3, 1, 2, 0]).unwrap(), "nab\n");
+    }
+
+    #[test]
+    fn an_unknown_character_is_named() {
+        let tokenizer = Tokenizer::train(&TokenizerConfig::Char, "abc").unwrap();
+        match tokenizer.encode("abé").unwrap_err() {
+            TokenizerError::UnknownCharacter { character } => assert_eq!(character, 'é'),
+            other => panic!("{other}"),
+        }
+    }
+
+    #[test]
+    fn a_saved_tokenizer_is_the_same_tokenizer() {
+        let folder = tempfile::tempdir().unwrap();
+        for config in [
+            TokenizerConfig::Char,
+            TokenizerConfig::Bpe { vocab_size: 280 },
+        ] {
+            let tokenizer = Tokenizer::train(&config, TEXT).unwrap();
+            let path = folder.path().join("tokenizer.json");
+            std::fs::write(&path, tokenizer.to_json().unwrap()).unwrap();
+            let loaded = Tokenizer::load(&path).unwrap();
+            assert_eq!(loaded.vocab_size(), tokenizer.vocab_size());
+            assert_eq!(
+                loaded.encode(TEXT).unwrap(),
+                tokenizer.encode(TEXT).unwrap()
+            );
+        }
+    }
+
+    #[test]
+    fn pieces_do_not_change_the_tokens() {
+        let text = format!("{TEXT} \n x\n\n\n  y\r\n").repeat(1500);
+        let tokenizer = Tokenizer::train(&TokenizerConfig::Bpe { vocab_size: 300 }, TEXT).unwrap();
+        assert!(tokenizer.pieces(&text).len() > 3);
+        let whole = tokenizer.0.encode_fast(text.as_str(), false).unwrap();
+        assert_eq!(tokenizer.encode(&text).unwrap(), whole.get_ids());
+    }
+
+    proptest! {
+        #[test]
+        fn bytes_encode_any_text(text in "\\PC{0,40}\n?\\PC{0,8}") {
+            let config = TokenizerConfig::Bpe { vocab_size: 270 };
+            let tokenizer = Tokenizer::train(&config, TEXT).unwrap();
+            let tokens = tokenizer.encode(&text).unwrap();
+            prop_assert_eq!(tokenizer.decode(&tokens).unwrap(), text.clone());
+            let mut stream = tokenizer.stream();
+            let streamed: String = tokens
+                .iter()
+                .filter_map(|&token| stream.push(token).unwrap())
+                .collect();
+            prop_assert_eq!(streamed, text);
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! Windows of tokens for causal language modelling, as burn data loaders.
+//!
+//! Which windows a training step sees is a function of the seed and the step alone: the loader has
+//! no state to save, and a run that resumes at step `n` sees what an unbroken run sees.
+
+use std::sync::Arc;
+
+use burn::data::dataloader::{DataLoader, DataLoaderIterator, Progress};
+use burn::data::dataset::DatasetError;
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+/// What makes a text too small.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the {split} split has {found} tokens, but a window of context length {} needs {needed}; give \
+     more text or a shorter context",
+    needed - 1
+)]
+pub struct TooShort {
+    /// `training` or `validation`.
+    pub split: &'static str,
+    /// How many tokens there are.
+    pub found: usize,
+    /// How many one window needs.
+    pub needed: usize,
+}
+
+/// Inputs and the tokens that follow them, on a device.
+#[derive(Clone, Debug)]
+pub struct TokenBatch {
+    /// `[batch, seq]`.
+    pub inputs: Tensor<2, Int>,
+    /// `[batch, seq]`: at each position the next token.
+    pub targets: Tensor<2, Int>,
+    /// The batch's share of the tokens of its optimiser step, 1 without accumulation.
+    pub share: f32,
+}
+
+impl TokenBatch {
+    /// How many predictions the batch asks for.
+    pub fn n_tokens(&self) -> usize {
+        self.inputs.dims().iter().product()
+    }
+}
+
+/// `tokens[start .. start + seq]` as inputs and their successors as targets, for each start.
+fn batch(
+    tokens: &[u32],
+    starts: &[usize],
+    seq: usize,
+    device: &Device,
+) -> (Tensor<2, Int>, Tensor<2, Int>) {
+    let rows = |shift: usize| {
+        let values: Vec<i32> = starts
+            .iter()
+            .flat_map(|start| &tokens[start + shift..start + shift + seq])
+            .map(|&token| token as i32)
+            .collect();
+        Tensor::from_data(TensorData::new(values, [starts.len(), seq]), device)
+    };
+    (rows(0), rows(1))
+}
+
+fn require_window(split: &'static str, found: usize, seq: usize) -> Result<(), TooShort> {
+    let needed = seq + 1;
+    if found < needed {
+        return Err(TooShort {
+            split,
+            found,
+            needed,
+        });
+    }
+    Ok(())
+}
+
+/// Sizes of a training step's data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepShape {
+    /// Windows in a batch.
+    pub batch_size: usize,
+    /// Batches whose gradients make one optimiser step.
+    pub accumulation: usize,
+    /// Tokens in a window.
+    pub context_length: usize,
+}
+
+impl StepShape {
+    /// Predictions in one optimiser step.
+    pub fn n_tokens(&self) -> usize {
+        self.batch_size * self.accumulation * self.context_length
+    }
+}
+
+/// Random windows, as many batches as the steps from `first_step` to `last_step` need.
+#[derive(Clone)]
+pub struct RandomWindows {
+    tokens: Arc<[u32]>,
+    shape: StepShape,
+    seed: u64,
+    /// The first step to yield, counted from 0.
+    first_step: usize,
+    /// The step to stop before.
+    last_step: usize,
+    device: Device,
+}
+
+impl RandomWindows {
+    /// Windows of `tokens` for the steps `first_step..last_step` of the run with this seed.
+    pub fn new(
+        tokens: Arc<[u32]>,
+        shape: StepShape,
+        seed: u64,
+        steps: std::ops::Range<usize>,
+        device: &Device,
+    ) -> Result<Self, TooShort> {
+        require_window("training", tokens.len(), shape.context_length)?;
+        Ok(Self {
+            tokens,
+            shape,
+            seed,
+            first_step: steps.start,
+            last_step: steps.end,
+            device: device.clone(),
+        })
+    }
+
+    /// The batch `index` of the run, where each step has `accumulation` batches. The generator is
+    /// counter-based: the batch's number selects its stream.
+    fn batch(&self, index: usize) -> TokenBatch {
+        let mut generator = ChaCha8Rng::seed_from_u64(self.seed);
+        generator.set_stream(index as u64);
+        let seq = self.shape.context_length;
+        let starts: Vec<usize> = (0..self.shape.batch_size)
+            .map(|_| generator.random_range(0..self.tokens.len() - seq))
+            .collect();
+        let (inputs, targets) = batch(&self.tokens, &starts, seq, &self.device);
+        TokenBatch {
+            inputs,
+            targets,
+            share: 1.0 / self.shape.accumulation as f32,
+        }
+    }
+}
+
+impl DataLoader<TokenBatch> for RandomWindows {
+    fn iter<'a>(&'a self) -> Box<dyn DataLoaderIterator<TokenBatch> + 'a> {
+        let first = self.first_step * self.shape.accumulation;
+        Box::new(Batches {
+            make: move |index| self.batch(first + index),
+            next: 0,
+            total: self.num_items(),
+        })
+    }
+
+    fn num_items(&self) -> usize {
+        (self.last_step - self.first_step) * self.shape.accumulation
+    }
+
+    fn to_device(&self, device: &Device) -> Arc<dyn DataLoader<TokenBatch>> {
+        Arc::new(Self {
+            device: device.clone(),
+            ..self.clone()
+        })
+    }
+
+    /// The steps `start..end` of those that the loader has.
+    fn slice(&self, start: usize, end: usize) -> Arc<dyn DataLoader<TokenBatch>> {
+        Arc::new(Self {
+            first_step: self.first_step + start,
+            last_step: self.first_step + end,
+            ..self.clone()
+        })
+    }
+}
+
+/// Every token of a split once, in order: full windows in batches, then what is left in a shorter
+/// one, so that the mean loss is that of the whole split.
+#[derive(Clone)]
+pub struct WholeSplit {
+    tokens: Arc<[u32]>,
+    batch_size: usize,
+    context_length: usize,
+    device: Device,
+}
+
+impl WholeSplit {
+    /// Windows of at most `context_length` tokens, `batch_size` at a time.
+    pub fn new(
+        tokens: Arc<[u32]>,
+        batch_size: usize,
+        context_length: usize,
+        device: &Device,
+    ) -> Result<Self, TooShort> {
+        require_window("validation", tokens.len(), context_length)?;
+        Ok(Self {
+            tokens,
+            batch_size,
+            context_length,
+            device: device.clone(),
+        })
+    }
+
+    /// Windows that are full, and predictions that are left after them.
+    fn layout(&self) -> (usize, usize) {
+        let predictions = self.tokens.len() - 1;
+        (
+            predictions / self.context_length,
+            predictions % self.context_length,
+        )
+    }
+
+    fn batch(&self, index: usize) -> TokenBatch {
+        let (full, rest) = self.layout();
+        let first = index * self.batch_size;
+        let last = full.min(first + self.batch_size);
+        let (starts, seq): (Vec<usize>, usize) = if first < full {
+            let starts = (first..last).map(|window| window * self.context_length);
+            (starts.collect(), self.context_length)
+        } else {
+            (vec![full * self.context_length], rest)
+        };
+        let (inputs, targets) = batch(&self.tokens, &starts, seq, &self.device);
+        TokenBatch {
+            inputs,
+            targets,
+            share: 1.0,
+        }
+    }
+}
+
+impl DataLoader<TokenBatch> for WholeSplit {
+    fn iter<'a>(&'a self) -> Box<dyn DataLoaderIterator<TokenBatch> + 'a> {
+        Box::new(Batches {
+            make: |index| self.batch(index),
+            next: 0,
+            total: self.num_items(),
+        })
+    }
+
+    fn num_items(&self) -> usize {
+        let (full, rest) = self.layout();
+        full.div_ceil(self.batch_size) + usize::from(rest > 0)
+    }
+
+    fn to_device(&self, device: &Device) -> Arc<dyn DataLoader<TokenBatch>> {
+        Arc::new(Self {
+            device: device.clone(),
+            ..self.clone()
+        })
+    }
+
+    /// The batches `start..end`, each but the last of them full.
+    fn slice(&self, start: usize, end: usize) -> Arc<dyn DataLoader<TokenBatch>> {
+        let step = self.batch_size * self.context_length;
+        let range = start * step..(end * step + 1).min(self.tokens.len());
+        Arc::new(Self {
+            tokens: self.tokens[range].into(),
+            ..self.clone()
+        })
+    }
+}
+
+/// Counts through the batches that a closure makes.
+struct Batches<F> {
+    make: F,
+    next: usize,
+    total: usize,
+}
+
+impl<F: Fn(usize) -> TokenBatch> Iterator for Batches<F> {
+    type Item = Result<TokenBatch, DatasetError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.next == self.total {
+            return None;
+        }
+        self.next += 1;
+        Some(Ok((self.make)(self.next - 1)))
+    }
+}
+
+impl<F: Fn(usize) -> TokenBatch> DataLoaderIterator<TokenBatch> for Batches<F> {
+    fn progress(&self) -> Progress {
+        Progress::new(self.next, self.total, Some("batches".to_owned()))
+    }
+}

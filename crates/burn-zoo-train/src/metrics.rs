@@ -1,0 +1,159 @@
+//! What the learner shows: loss, perplexity, speed and memory.
+
+use std::sync::Arc;
+
+use burn::tensor::TensorReadError;
+use burn_train::metric::{
+    Adaptor, Metric, MetricAttributes, MetricMetadata, MetricName, Numeric, NumericAttributes,
+    NumericEntry, SerializedEntry,
+};
+
+use crate::{memory, objective::LossOutput};
+
+/// What a metric measures of each step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quantity {
+    /// The mean loss over tokens, in nats.
+    Loss,
+    /// The exponential of the mean loss.
+    Perplexity,
+    /// Tokens per second.
+    Speed,
+    /// The most memory that the process has had resident, in megabytes.
+    Memory,
+}
+
+impl Quantity {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Loss => "Loss",
+            Self::Perplexity => "Perplexity",
+            Self::Speed => "Tokens/s",
+            Self::Memory => "Memory (MB)",
+        }
+    }
+
+    /// The sum and the weight that a step adds; their quotient is the mean.
+    fn observe(self, step: &StepFacts) -> [f64; 2] {
+        let tokens = step.n_tokens as f64;
+        match self {
+            Self::Loss | Self::Perplexity => [step.loss * tokens, tokens],
+            Self::Speed => [tokens, step.seconds],
+            Self::Memory => [memory::peak_bytes().unwrap_or(0) as f64 / 1e6, 1.0],
+        }
+    }
+
+    fn value(self, [sum, weight]: [f64; 2]) -> f64 {
+        match self {
+            Self::Perplexity => (sum / weight).exp(),
+            _ => sum / weight,
+        }
+    }
+}
+
+/// A metric of the learner.
+#[derive(Clone, Debug)]
+pub struct StepMetric {
+    quantity: Quantity,
+    name: MetricName,
+    total: [f64; 2],
+    last: [f64; 2],
+    steps: usize,
+}
+
+impl StepMetric {
+    /// A metric of `quantity`.
+    pub fn new(quantity: Quantity) -> Self {
+        Self {
+            quantity,
+            name: Arc::new(quantity.name().to_owned()),
+            total: [0.0; 2],
+            last: [0.0; 2],
+            steps: 0,
+        }
+    }
+
+    fn entry(&self, numeric: NumericEntry) -> SerializedEntry {
+        let precision = match self.quantity {
+            Quantity::Loss | Quantity::Perplexity => 4,
+            Quantity::Speed | Quantity::Memory => 0,
+        };
+        let total = self.quantity.value(self.total);
+        let last = self.quantity.value(self.last);
+        let formatted = format!("epoch {total:.precision$} - batch {last:.precision$}");
+        SerializedEntry::new(formatted, numeric.serialize())
+    }
+}
+
+/// What a step's output says, read from the device.
+#[derive(Clone, Copy, Debug)]
+pub struct StepFacts {
+    loss: f64,
+    n_tokens: usize,
+    seconds: f64,
+}
+
+impl Adaptor<StepFacts> for LossOutput {
+    fn adapt(&self) -> StepFacts {
+        StepFacts {
+            // The learner has synced the output, so the value is there.
+            loss: self.value().unwrap_or(f64::NAN),
+            n_tokens: self.n_tokens,
+            seconds: self.seconds,
+        }
+    }
+}
+
+impl Metric for StepMetric {
+    type Input = StepFacts;
+
+    fn name(&self) -> MetricName {
+        self.name.clone()
+    }
+
+    fn attributes(&self) -> MetricAttributes {
+        NumericAttributes {
+            unit: None,
+            higher_is_better: self.quantity == Quantity::Speed,
+        }
+        .into()
+    }
+
+    fn update(
+        &mut self,
+        step: &StepFacts,
+        _: &MetricMetadata,
+    ) -> Result<SerializedEntry, TensorReadError> {
+        self.last = self.quantity.observe(step);
+        self.steps += 1;
+        for (total, last) in self.total.iter_mut().zip(self.last) {
+            *total += last;
+        }
+        Ok(self.entry(NumericEntry::Aggregated {
+            aggregated_value: self.quantity.value(self.last),
+            count: step.n_tokens,
+        }))
+    }
+
+    fn compute(&mut self) -> Result<SerializedEntry, TensorReadError> {
+        Ok(self.entry(self.final_value()))
+    }
+
+    fn clear(&mut self) {
+        *self = Self::new(self.quantity);
+    }
+}
+
+impl Numeric for StepMetric {
+    fn value(&self) -> Option<NumericEntry> {
+        Some(NumericEntry::Value(self.quantity.value(self.last)))
+    }
+
+    fn running_value(&self) -> Option<NumericEntry> {
+        Some(NumericEntry::Value(self.quantity.value(self.total)))
+    }
+
+    fn final_value(&self) -> NumericEntry {
+        NumericEntry::Final(self.quantity.value(self.total))
+    }
+}

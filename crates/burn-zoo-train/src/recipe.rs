@@ -1,0 +1,441 @@
+//! A training run as data: the TOML file that a user writes, checked key by key.
+
+use std::path::{Path, PathBuf};
+
+use burn_zoo_data::tokenizer::TokenizerConfig;
+use burn_zoo_models::gpt::GptConfig;
+use burn_zoo_nn::{ConfigError, TransformerConfig};
+use serde::{Deserialize, Serialize};
+
+use crate::{optimizer::OptimizerConfig, schedule::ScheduleConfig};
+
+/// What makes a recipe unusable.
+#[derive(Debug, thiserror::Error)]
+pub enum RecipeError {
+    /// The file cannot be read.
+    #[error("cannot read recipe {}: {source}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system says.
+        source: std::io::Error,
+    },
+    /// The text is not TOML.
+    #[error("the recipe is not TOML: {0}")]
+    Syntax(String),
+    /// A key is unknown, missing, or has an impossible value.
+    #[error("recipe key `{key}`: {problem}")]
+    Key {
+        /// The key's full name, such as `optimizer.learning_rate`.
+        key: String,
+        /// What is wrong and what would be right.
+        problem: String,
+    },
+}
+
+impl RecipeError {
+    fn key(key: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::Key {
+            key: key.into(),
+            problem: problem.into(),
+        }
+    }
+}
+
+/// Everything that decides what a run computes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Decides initial parameters, the order of the data, and dropout.
+    #[serde(default = "default_seed")]
+    pub seed: u64,
+    /// What is learned.
+    pub objective: Objective,
+    /// How text becomes tokens.
+    pub tokenizer: TokenizerConfig,
+    /// What is trained.
+    pub model: ModelConfig,
+    /// What it is trained on.
+    #[serde(default)]
+    pub data: DataConfig,
+    /// How parameters follow gradients.
+    pub optimizer: OptimizerConfig,
+    /// How the learning rate changes.
+    pub schedule: ScheduleConfig,
+    /// How long, and what happens on the way.
+    #[serde(rename = "loop")]
+    pub training: LoopConfig,
+}
+
+fn default_seed() -> u64 {
+    1337
+}
+
+/// What a model learns to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Objective {
+    /// Predict each token from those before it.
+    CausalLm,
+}
+
+/// A family of models and its sizes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum ModelConfig {
+    /// See [`GptConfig`].
+    Gpt(GptConfig),
+}
+
+impl ModelConfig {
+    /// The stack for a vocabulary.
+    pub fn transformer(&self, vocab_size: usize) -> Result<TransformerConfig, ConfigError> {
+        match self {
+            Self::Gpt(config) => config
+                .transformer(vocab_size)
+                .map_err(|error| error.within("gpt")),
+        }
+    }
+
+    /// The longest sequence.
+    pub fn context_length(&self) -> usize {
+        match self {
+            Self::Gpt(config) => config.context_length,
+        }
+    }
+}
+
+/// How a corpus is divided.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// The file or folder of text. Without one, the command learns from the zoo's own source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub corpus: Option<PathBuf>,
+    /// The share at the end of the corpus that is held out.
+    #[serde(default = "default_valid_fraction")]
+    pub valid_fraction: f64,
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        Self {
+            corpus: None,
+            valid_fraction: default_valid_fraction(),
+        }
+    }
+}
+
+fn default_valid_fraction() -> f64 {
+    0.1
+}
+
+/// How long to train, and what happens on the way.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LoopConfig {
+    /// Optimiser steps in all.
+    pub iterations: usize,
+    /// Windows in a batch.
+    pub batch_size: usize,
+    /// Batches whose gradients make one optimiser step.
+    #[serde(default = "one")]
+    pub accumulation: usize,
+    /// Steps between evaluations of the whole validation split, each followed by a checkpoint.
+    #[serde(default = "default_eval_interval")]
+    pub eval_interval: usize,
+    /// Steps between lines of progress where there is no terminal.
+    #[serde(default = "default_log_interval")]
+    pub log_interval: usize,
+    /// How many of the newest checkpoints to keep. The best one is kept besides.
+    #[serde(default = "default_keep_checkpoints")]
+    pub keep_checkpoints: usize,
+    /// When to stop before the last step. The model is then the best one evaluated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub early_stopping: Option<EarlyStopping>,
+}
+
+impl LoopConfig {
+    /// So many steps on batches of so many windows, with the usual intervals.
+    pub fn new(iterations: usize, batch_size: usize) -> Self {
+        Self {
+            iterations,
+            batch_size,
+            accumulation: one(),
+            eval_interval: default_eval_interval(),
+            log_interval: default_log_interval(),
+            keep_checkpoints: default_keep_checkpoints(),
+            early_stopping: None,
+        }
+    }
+}
+
+/// Stops when the validation loss no longer falls.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EarlyStopping {
+    /// Evaluations without a new best before stopping.
+    pub patience: usize,
+}
+
+fn one() -> usize {
+    1
+}
+
+fn default_eval_interval() -> usize {
+    250
+}
+
+fn default_log_interval() -> usize {
+    10
+}
+
+fn default_keep_checkpoints() -> usize {
+    2
+}
+
+impl Recipe {
+    /// Reads a recipe and applies overrides such as `("optimizer.learning_rate", "3e-4")`.
+    pub fn read(path: &Path, overrides: &[(String, String)]) -> Result<Self, RecipeError> {
+        let text = std::fs::read_to_string(path).map_err(|source| RecipeError::Unreadable {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::parse(&text, overrides)
+    }
+
+    /// Parses a recipe and applies overrides.
+    pub fn parse(text: &str, overrides: &[(String, String)]) -> Result<Self, RecipeError> {
+        let mut table: toml::Table = text
+            .parse()
+            .map_err(|error: toml::de::Error| RecipeError::Syntax(error.to_string()))?;
+        for (key, value) in overrides {
+            set(&mut table, key, value)?;
+        }
+        let recipe: Self =
+            serde_path_to_error::deserialize(toml::Value::Table(table)).map_err(|error| {
+                let path = error.path().to_string();
+                let problem = error.into_inner().message().to_owned();
+                RecipeError::key(full_key(path, &problem), problem)
+            })?;
+        recipe.validate()?;
+        Ok(recipe)
+    }
+
+    /// The recipe as TOML, every default written out.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("a recipe has only string keys")
+    }
+
+    /// Refuses impossible values.
+    pub fn validate(&self) -> Result<(), RecipeError> {
+        let valid_fraction = self.data.valid_fraction;
+        if !(valid_fraction > 0.0 && valid_fraction < 1.0) {
+            let problem = format!("must be above 0 and below 1, got {valid_fraction}");
+            return Err(RecipeError::key("data.valid_fraction", problem));
+        }
+        if let TokenizerConfig::Bpe { vocab_size } = self.tokenizer
+            && vocab_size < 256
+        {
+            let problem = format!("must be at least 256, one for each byte, got {vocab_size}");
+            return Err(RecipeError::key("tokenizer.bpe.vocab_size", problem));
+        }
+        let loop_sizes = [
+            ("iterations", self.training.iterations),
+            ("batch_size", self.training.batch_size),
+            ("accumulation", self.training.accumulation),
+            ("eval_interval", self.training.eval_interval),
+            ("log_interval", self.training.log_interval),
+            ("keep_checkpoints", self.training.keep_checkpoints),
+        ];
+        let patience = self.training.early_stopping.as_ref();
+        let patience = patience.map(|stop| ("early_stopping.patience", stop.patience));
+        for (key, value) in loop_sizes.into_iter().chain(patience) {
+            if value == 0 {
+                let problem = "must be at least 1, got 0";
+                return Err(RecipeError::key(format!("loop.{key}"), problem));
+            }
+        }
+        let named = |parent: &str, result: Result<(), ConfigError>| {
+            result.map_err(|error| {
+                let ConfigError { field, problem } = error.within(parent);
+                RecipeError::Key {
+                    key: field,
+                    problem,
+                }
+            })
+        };
+        named("optimizer", self.optimizer.validate())?;
+        named(
+            "schedule",
+            self.schedule.validate(self.optimizer.learning_rate),
+        )?;
+        // The tokenizer decides the vocabulary later; any size shows what else is wrong.
+        named("model", self.model.transformer(1).map(drop))
+    }
+}
+
+/// Sets a dotted key. The value is TOML where it parses as such, else a string.
+fn set(table: &mut toml::Table, key: &str, value: &str) -> Result<(), RecipeError> {
+    let value = match format!("value = {value}").parse::<toml::Table>() {
+        Ok(mut parsed) => parsed.remove("value").expect("the key was just written"),
+        Err(_) => toml::Value::String(value.to_owned()),
+    };
+    let mut names: Vec<&str> = key.split('.').collect();
+    let last = names.pop().expect("split gives at least one name");
+    let mut parent = table;
+    for name in names {
+        let child = parent
+            .entry(name)
+            .or_insert_with(|| toml::Value::Table(toml::Table::new()));
+        parent = child.as_table_mut().ok_or_else(|| {
+            RecipeError::key(
+                key,
+                format!("`{name}` is a value, it has no keys of its own"),
+            )
+        })?;
+    }
+    parent.insert(last.to_owned(), value);
+    Ok(())
+}
+
+/// Serde gives the path of the struct that refuses a key; the key itself is in the message.
+fn full_key(path: String, problem: &str) -> String {
+    let named = ["unknown field `", "missing field `", "unknown variant `"]
+        .iter()
+        .find_map(|prefix| problem.strip_prefix(prefix)?.split('`').next());
+    match named {
+        Some(name) if path == "." => name.to_owned(),
+        Some(name) if path != name && !path.ends_with(&format!(".{name}")) => {
+            format!("{path}.{name}")
+        }
+        _ => path,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RECIPE: &str = r#"
+        objective = "causal_lm"
+        tokenizer = "char"
+        [model.gpt]
+        n_layers = 2
+        n_heads = 2
+        d_model = 8
+        context_length = 16
+        [optimizer]
+        learning_rate = 1e-3
+        [schedule.cosine]
+        warmup_iterations = 5
+        min_learning_rate = 1e-4
+        [loop]
+        iterations = 10
+        batch_size = 4
+    "#;
+
+    fn refusal(key: &str, value: &str) -> String {
+        let overrides = [(key.to_owned(), value.to_owned())];
+        Recipe::parse(RECIPE, &overrides).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_is_written_reads_back() {
+        let recipe = Recipe::parse(RECIPE, &[]).unwrap();
+        assert_eq!(Recipe::parse(&recipe.to_toml(), &[]).unwrap(), recipe);
+    }
+
+    #[test]
+    fn overrides_replace_values_of_any_type() {
+        let overrides = [
+            ("optimizer.learning_rate", "3e-4"),
+            ("seed", "7"),
+            ("tokenizer", "{ bpe = { vocab_size = 512 } }"),
+            ("loop.early_stopping.patience", "3"),
+        ];
+        let overrides = overrides.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let recipe = Recipe::parse(RECIPE, &overrides).unwrap();
+        assert_eq!(recipe.optimizer.learning_rate, 3e-4);
+        assert_eq!(recipe.seed, 7);
+        assert_eq!(recipe.tokenizer, TokenizerConfig::Bpe { vocab_size: 512 });
+        assert_eq!(
+            recipe.training.early_stopping,
+            Some(EarlyStopping { patience: 3 })
+        );
+    }
+
+    #[test]
+    fn a_refusal_names_the_full_key_and_what_would_be_right() {
+        for (key, value, expected) in [
+            (
+                "optimizer.lr",
+                "1",
+                "`optimizer.lr`: unknown field `lr`, expected one of",
+            ),
+            (
+                "loop.iterations",
+                "\"many\"",
+                "`loop.iterations`: invalid type",
+            ),
+            (
+                "loop.iterations",
+                "0",
+                "`loop.iterations`: must be at least 1",
+            ),
+            (
+                "model.gpt.n_heads",
+                "3",
+                "`model.gpt.d_model`: must be a multiple of n_heads (3)",
+            ),
+            (
+                "model.gpt.dropout",
+                "1.5",
+                "`model.gpt.dropout`: must be at least 0 and less than 1",
+            ),
+            ("model.gtp.n_layers", "3", "`model"),
+            ("objective", "fly", "`objective"),
+            (
+                "optimizer.learning_rate",
+                "0",
+                "`optimizer.learning_rate`: must be above 0",
+            ),
+            (
+                "schedule.cosine.min_learning_rate",
+                "0.1",
+                "`schedule.cosine.min_learning_rate`",
+            ),
+            (
+                "schedule.cosine.warmup",
+                "0.1",
+                "`schedule.cosine.warmup`: unknown field",
+            ),
+            (
+                "data.valid_fraction",
+                "1",
+                "`data.valid_fraction`: must be above 0 and below 1",
+            ),
+            (
+                "tokenizer",
+                "{ bpe = { vocab_size = 3 } }",
+                "`tokenizer.bpe.vocab_size`: must be",
+            ),
+        ] {
+            let refusal = refusal(key, value);
+            assert!(
+                refusal.contains(expected),
+                "{key} = {value} gives: {refusal}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_missing_key_is_named() {
+        let text = RECIPE.replace("batch_size = 4", "");
+        let refusal = Recipe::parse(&text, &[]).unwrap_err().to_string();
+        assert!(
+            refusal.contains("`loop.batch_size`: missing field"),
+            "{refusal}"
+        );
+    }
+}

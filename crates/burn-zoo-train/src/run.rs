@@ -1,0 +1,382 @@
+//! A recipe and a text in, a model directory out.
+//!
+//! ```text
+//! config.json  model.safetensors  tokenizer.json    the model
+//! recipe.toml  summary.json                         what ran, and how it ended
+//! training/    checkpoint/  metrics.jsonl  train/  valid/
+//! ```
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use burn::tensor::Device;
+use burn_train::Interrupter;
+use burn_zoo_data::{
+    corpus::Corpus,
+    tokenizer::{Tokenizer, TokenizerError},
+};
+use burn_zoo_models::{
+    directory::{self, DirectoryError},
+    files,
+};
+use burn_zoo_nn::{ConfigError, Transformer, TransformerConfig, init};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    checkpoint::RunState,
+    memory,
+    recipe::{Recipe, RecipeError},
+    step_loop::{End, Record},
+    trainer::{Display, FitError, Session, Splits, TrainerConfig, fit},
+};
+
+const RECIPE: &str = "recipe.toml";
+const SUMMARY: &str = "summary.json";
+const TRAINING: &str = "training";
+const METRICS: &str = "metrics.jsonl";
+const FINGERPRINT: &str = "data.json";
+
+/// What to do with a directory that may hold a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// Refuse it if it does.
+    Fresh,
+    /// Remove the run that it holds.
+    Overwrite,
+    /// Continue the run that it holds.
+    Resume,
+}
+
+/// Where and how to train.
+#[derive(Clone)]
+pub struct RunOptions {
+    /// The model directory to leave.
+    pub out: PathBuf,
+    /// What to do with what it holds.
+    pub start: Start,
+    /// How progress is shown.
+    pub display: Display,
+    /// Stops the training after the step, leaving a run that can be resumed.
+    pub interrupter: Interrupter,
+    /// The backend's name, for the summary.
+    pub backend: String,
+}
+
+impl RunOptions {
+    /// A fresh run that shows plain lines.
+    pub fn new(out: impl Into<PathBuf>, backend: impl Into<String>) -> Self {
+        Self {
+            out: out.into(),
+            start: Start::Fresh,
+            display: Display::Lines,
+            interrupter: Interrupter::new(),
+            backend: backend.into(),
+        }
+    }
+}
+
+/// What makes a run fail.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The output directory holds a run already.
+    #[error("{} holds a run already: pass --resume to continue it, --overwrite to replace it, or another --out", .0.display())]
+    Occupied(PathBuf),
+    /// There is no run to continue.
+    #[error("{} holds no run to resume", .0.display())]
+    NothingToResume(PathBuf),
+    /// The text is not the one that the run was started with.
+    #[error(
+        "the corpus is not the one that this run learned from: resume with the same text, or start another run"
+    )]
+    OtherCorpus,
+    /// The model's sizes do not fit the tokenizer.
+    #[error("recipe key `model.{}`: {}", .0.field, .0.problem)]
+    Model(ConfigError),
+    /// The recipe is unusable.
+    #[error(transparent)]
+    Recipe(#[from] RecipeError),
+    /// The tokenizer fails.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// The model cannot be written.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    /// Training fails.
+    #[error(transparent)]
+    Fit(#[from] FitError),
+    /// A file cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the operating system says.
+        source: std::io::Error,
+    },
+}
+
+fn io_error(path: &Path) -> impl FnOnce(std::io::Error) -> RunError {
+    let path = path.to_owned();
+    |source| RunError::Io { path, source }
+}
+
+/// How a run ended, as `summary.json` holds it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// The mean loss over the validation split, in nats, of the model that was saved.
+    pub valid_loss: f64,
+    /// The mean loss of the training steps before the last evaluation, in nats.
+    pub train_loss: f64,
+    /// Tokens learned from per second of training, evaluations aside.
+    pub tokens_per_second: f64,
+    /// Tokens learned from.
+    pub tokens: usize,
+    /// Seconds in all, evaluations and checkpoints included.
+    pub seconds: f64,
+    /// The backend.
+    pub backend: String,
+    /// Parameters of the model.
+    pub parameters: usize,
+    /// The recipe's seed.
+    pub seed: u64,
+    /// Optimiser steps.
+    pub iterations: usize,
+    /// The step of the model that was saved.
+    pub saved_iteration: usize,
+    /// The most memory that the process had resident, in bytes.
+    pub peak_memory_bytes: Option<u64>,
+}
+
+/// A run that has ended.
+pub struct Run {
+    /// The model.
+    pub model: Transformer,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// Where the training stands.
+    pub state: RunState,
+    /// The summary; none when the run was interrupted, to be resumed.
+    pub summary: Option<Summary>,
+}
+
+/// The recipe that a run's directory holds, with overrides applied.
+pub fn saved_recipe(out: &Path, overrides: &[(String, String)]) -> Result<Recipe, RunError> {
+    let path = out.join(RECIPE);
+    match path.exists() {
+        true => Ok(Recipe::read(&path, overrides)?),
+        false => Err(RunError::NothingToResume(out.to_owned())),
+    }
+}
+
+/// Trains the recipe's model on `text` and leaves a model directory.
+pub fn train(
+    recipe: &Recipe,
+    text: &str,
+    device: &Device,
+    options: RunOptions,
+) -> Result<Run, RunError> {
+    let out = &options.out;
+    let resume = prepare_directory(out, options.start)?;
+    let training = out.join(TRAINING);
+
+    let corpus = Corpus::split(text, recipe.data.valid_fraction);
+    let tokenizer = match resume {
+        true => Tokenizer::load(&out.join(directory::TOKENIZER))?,
+        false => Tokenizer::train(&recipe.tokenizer, &corpus.train)?,
+    };
+    let splits = Splits {
+        train: tokenizer.encode(&corpus.train)?.into(),
+        valid: tokenizer.encode(&corpus.valid)?.into(),
+    };
+    let config = recipe
+        .model
+        .transformer(tokenizer.vocab_size())
+        .map_err(RunError::Model)?;
+    check_fingerprint(&training, &splits, resume)?;
+    let write = |name: &str, contents: String| {
+        let path = out.join(name);
+        files::replace_with(&path, contents).map_err(io_error(&path))
+    };
+    write(directory::TOKENIZER, tokenizer.to_json()?)?;
+    write(RECIPE, recipe.to_toml())?;
+
+    let log = Mutex::new(MetricsLog {
+        path: training.join(METRICS),
+        file: None,
+    });
+    let on_record = move |record| {
+        let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Err(error) = log.write(record) {
+            tracing::warn!("{}: {error}", log.path.display());
+        }
+    };
+    init::seed(recipe.seed);
+    let session = Session {
+        folder: Some(training.clone()),
+        resume,
+        display: options.display,
+        interrupter: options.interrupter,
+        on_record: Arc::new(on_record),
+    };
+    let fitted = fit(
+        config.init(device),
+        &splits,
+        &TrainerConfig::from(recipe),
+        device,
+        session,
+    )?;
+    let (model, outcome) = (fitted.model, fitted.outcome);
+    let summary = match outcome.end {
+        End::Interrupted => None,
+        _ => {
+            directory::save(&model, &config, out)?;
+            let early = outcome.end == End::EarlyStopped;
+            let summary = summarise(recipe, &config, &outcome.state, early, options.backend);
+            let json = serde_json::to_string_pretty(&summary).map_err(std::io::Error::from);
+            write(SUMMARY, json.map_err(io_error(&out.join(SUMMARY)))?)?;
+            Some(summary)
+        }
+    };
+    Ok(Run {
+        model,
+        tokenizer,
+        state: outcome.state,
+        summary,
+    })
+}
+
+/// Returns whether to resume. A run that was stopped before its first checkpoint starts again.
+fn prepare_directory(out: &Path, start: Start) -> Result<bool, RunError> {
+    let ours = [
+        directory::CONFIG,
+        directory::WEIGHTS,
+        directory::TOKENIZER,
+        RECIPE,
+        SUMMARY,
+        TRAINING,
+    ];
+    let found: Vec<PathBuf> = ours
+        .iter()
+        .map(|name| out.join(name))
+        .filter(|path| path.exists())
+        .collect();
+    match start {
+        Start::Fresh if !found.is_empty() => return Err(RunError::Occupied(out.to_owned())),
+        Start::Resume if !out.join(RECIPE).exists() => {
+            return Err(RunError::NothingToResume(out.to_owned()));
+        }
+        Start::Overwrite => {
+            for path in &found {
+                let removed = match path.is_dir() {
+                    true => fs::remove_dir_all(path),
+                    false => fs::remove_file(path),
+                };
+                removed.map_err(io_error(path))?;
+            }
+        }
+        Start::Fresh | Start::Resume => {}
+    }
+    let training = out.join(TRAINING);
+    fs::create_dir_all(&training).map_err(io_error(&training))?;
+    Ok(start == Start::Resume)
+}
+
+/// What tells one text from another.
+#[derive(PartialEq, Serialize, Deserialize)]
+struct Fingerprint {
+    train_tokens: usize,
+    valid_tokens: usize,
+    fnv1a: String,
+}
+
+impl Fingerprint {
+    fn new(splits: &Splits) -> Self {
+        let tokens = splits.train.iter().chain(splits.valid.iter());
+        let hash = tokens.fold(0xcbf2_9ce4_8422_2325_u64, |hash, &token| {
+            (hash ^ u64::from(token)).wrapping_mul(0x100_0000_01b3)
+        });
+        Self {
+            train_tokens: splits.train.len(),
+            valid_tokens: splits.valid.len(),
+            fnv1a: format!("{hash:016x}"),
+        }
+    }
+}
+
+/// Writes the fingerprint of a new run's text, or refuses another text than a resumed run's.
+fn check_fingerprint(training: &Path, splits: &Splits, resume: bool) -> Result<(), RunError> {
+    let path = training.join(FINGERPRINT);
+    let found = Fingerprint::new(splits);
+    if resume {
+        let saved = fs::read_to_string(&path).map_err(io_error(&path))?;
+        return match serde_json::from_str::<Fingerprint>(&saved) {
+            Ok(saved) if saved == found => Ok(()),
+            _ => Err(RunError::OtherCorpus),
+        };
+    }
+    let json = serde_json::to_string_pretty(&found).map_err(std::io::Error::from);
+    json.and_then(|json| files::replace_with(&path, json))
+        .map_err(io_error(&path))
+}
+
+/// The history of a run, one record a line. What a resumed run repeats replaces what the run before
+/// it wrote after its last checkpoint.
+struct MetricsLog {
+    path: PathBuf,
+    file: Option<fs::File>,
+}
+
+impl MetricsLog {
+    fn write(&mut self, record: Record) -> std::io::Result<()> {
+        let mut file = match self.file.take() {
+            Some(file) => file,
+            None => self.open_before(record)?,
+        };
+        writeln!(file, "{}", serde_json::to_string(&record)?)?;
+        self.file = Some(file);
+        Ok(())
+    }
+
+    /// Drops the lines that do not come before `first`.
+    fn open_before(&self, first: Record) -> std::io::Result<fs::File> {
+        let earlier = match fs::read_to_string(&self.path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(error) => return Err(error),
+        };
+        let comes_before = |line: &&str| {
+            serde_json::from_str::<Record>(line).is_ok_and(|record| record.order() < first.order())
+        };
+        let kept: String = earlier
+            .lines()
+            .filter(comes_before)
+            .flat_map(|line| [line, "\n"])
+            .collect();
+        files::replace_with(&self.path, kept)?;
+        fs::OpenOptions::new().append(true).open(&self.path)
+    }
+}
+
+fn summarise(
+    recipe: &Recipe,
+    config: &TransformerConfig,
+    state: &RunState,
+    early: bool,
+    backend: String,
+) -> Summary {
+    let saved = if early { state.best } else { state.valid };
+    Summary {
+        valid_loss: saved.map_or(f64::NAN, |valid| valid.loss),
+        train_loss: state.train_loss.unwrap_or(f64::NAN),
+        tokens_per_second: state.tokens as f64 / state.training_seconds,
+        tokens: state.tokens,
+        seconds: state.seconds,
+        backend,
+        parameters: config.n_parameters(),
+        seed: recipe.seed,
+        iterations: state.step,
+        saved_iteration: saved.map_or(state.step, |valid| valid.step),
+        peak_memory_bytes: memory::peak_bytes(),
+    }
+}

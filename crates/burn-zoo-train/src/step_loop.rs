@@ -1,0 +1,443 @@
+//! The training loop by steps, as a strategy of burn-train's learner.
+//!
+//! burn's own strategies know epochs: they evaluate and save at the end of one, and an interrupted
+//! epoch is lost. Language models train for a number of steps, so this strategy evaluates and saves
+//! every so many, saves where it is interrupted, and stops at a loss that is not a number. To the
+//! learner's screen and logs, a segment between evaluations is an epoch.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use burn::data::dataloader::{DataLoaderIterator, Progress};
+use burn::optim::GradientsAccumulator;
+use burn::tensor::{Device, TensorReadError};
+use burn_train::{
+    EventProcessorTraining, InferenceStep, Interrupter, Learner, LearnerEvent, LearnerModel,
+    SupervisedLearningStrategy, SupervisedTrainingEventProcessor, TrainLoader, TrainOutput,
+    TrainStep, TrainingComponents, TrainingItem, ValidLoader,
+};
+use burn_zoo_data::windows::TokenBatch;
+
+use crate::{
+    checkpoint::{Checkpoints, Evaluation, RunState},
+    objective::LossOutput,
+    recipe::LoopConfig,
+};
+
+/// Why a loop ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum End {
+    /// After the last step.
+    Finished,
+    /// Before it, because the validation loss no longer fell.
+    EarlyStopped,
+    /// On request. A checkpoint of the last step was saved.
+    Interrupted,
+    /// The loss of a step was infinite or not a number.
+    NonFiniteLoss {
+        /// The step, counted from 1.
+        step: usize,
+    },
+    /// The device, the data or a checkpoint failed; the learner's result says how.
+    Failed(String),
+}
+
+/// What a loop leaves: where it got to, and why it ended.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// Where the run stands.
+    pub state: RunState,
+    /// Why it ended.
+    pub end: End,
+}
+
+/// One line of the run's history.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(untagged)]
+pub enum Record {
+    /// A training step.
+    Train {
+        /// Counted from 1.
+        step: usize,
+        /// The mean loss of the step's batches, in nats.
+        loss: f64,
+        /// The learning rate of the step.
+        learning_rate: f64,
+        /// How long it took.
+        seconds: f64,
+    },
+    /// An evaluation of the whole validation split.
+    Valid {
+        /// After how many steps.
+        step: usize,
+        /// The mean loss, in nats.
+        valid_loss: f64,
+    },
+}
+
+impl Record {
+    /// Its place in the history: by step, training before evaluation.
+    pub(crate) fn order(&self) -> (usize, bool) {
+        match *self {
+            Self::Train { step, .. } => (step, false),
+            Self::Valid { step, .. } => (step, true),
+        }
+    }
+}
+
+/// Trains by steps. One loop serves one training.
+pub struct StepLoop {
+    device: Device,
+    seed: u64,
+    config: LoopConfig,
+    start: RunState,
+    checkpoints: Option<Arc<Checkpoints>>,
+    on_record: Box<dyn Fn(Record) + Send + Sync>,
+    outcome: Arc<Mutex<Option<Outcome>>>,
+}
+
+impl StepLoop {
+    /// A loop on a device, from a state on. `on_record` is told of each step and evaluation.
+    pub fn new(
+        device: &Device,
+        seed: u64,
+        config: LoopConfig,
+        start: RunState,
+        checkpoints: Option<Arc<Checkpoints>>,
+        on_record: impl Fn(Record) + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            device: device.clone(),
+            seed,
+            config,
+            start,
+            checkpoints,
+            on_record: Box::new(on_record),
+            outcome: Arc::default(),
+        }
+    }
+
+    /// Where the outcome will be once the learner returns.
+    pub fn outcome(&self) -> Arc<Mutex<Option<Outcome>>> {
+        self.outcome.clone()
+    }
+}
+
+/// The parts of a running loop.
+struct Running<'a, M: LearnerModel> {
+    settings: &'a StepLoop,
+    learner: Learner<M>,
+    events: SupervisedTrainingEventProcessor<M>,
+    interrupter: Interrupter,
+    state: RunState,
+    started: Instant,
+    /// A step whose loss was not read yet, so that reading it does not hold up the device.
+    unread: Option<(Record, LossOutput)>,
+    /// The sum of losses since the last evaluation, and how many they are.
+    losses: (f64, usize),
+}
+
+impl<M> SupervisedLearningStrategy<M> for StepLoop
+where
+    M: LearnerModel
+        + TrainStep<Input = TokenBatch, Output = LossOutput>
+        + InferenceStep<Input = TokenBatch, Output = LossOutput>,
+{
+    fn fit(
+        &self,
+        components: TrainingComponents<M>,
+        mut learner: Learner<M>,
+        train: TrainLoader<M>,
+        valid: ValidLoader<M>,
+        _: usize,
+    ) -> (M, SupervisedTrainingEventProcessor<M>) {
+        let device = self.device.clone().autodiff();
+        learner.fork(&device);
+        let train = train.to_device(&device);
+        let valid = valid.to_device(&self.device.clone().inner());
+        let mut checkpointer = components.checkpointer;
+        let store = components.event_store;
+        let mut running = Running {
+            settings: self,
+            learner,
+            events: components.event_processor,
+            interrupter: components.interrupter,
+            state: self.start.clone(),
+            started: Instant::now(),
+            unread: None,
+            losses: (0.0, 0),
+        };
+        let mut save = |running: &mut Running<'_, M>| {
+            if let (Some(checkpoints), Some(checkpointer)) = (&self.checkpoints, &mut checkpointer)
+            {
+                match checkpoints.begin(running.state_now()) {
+                    Ok(()) => {
+                        checkpointer.checkpoint(&running.learner, running.state.step, &store);
+                    }
+                    Err(error) => running
+                        .interrupter
+                        .fail(burn_train::checkpoint::CheckpointerError::IOError(error)),
+                }
+            }
+        };
+
+        let mut batches = train.iter();
+        let end = loop {
+            let result = if running.is_evaluation_due() {
+                running.evaluate(&valid)
+            } else if running.state.step < self.config.iterations {
+                running.train_segment(&mut *batches)
+            } else {
+                break End::Finished;
+            };
+            // Saved once evaluated, or where it is interrupted.
+            if result == Err(End::Interrupted) || (result.is_ok() && running.is_evaluated()) {
+                save(&mut running);
+            }
+            match result {
+                Err(end) => break end,
+                Ok(()) if running.is_out_of_patience() => break End::EarlyStopped,
+                Ok(()) => {}
+            }
+        };
+        drop(batches);
+        // Waits for checkpoints that are still being written.
+        drop(checkpointer);
+        let end = match running.interrupter.error() {
+            Some(error) if !matches!(end, End::NonFiniteLoss { .. }) => {
+                End::Failed(error.to_string())
+            }
+            _ => end,
+        };
+        *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(Outcome {
+            state: running.state_now(),
+            end,
+        });
+        (running.learner.model(), running.events)
+    }
+}
+
+impl<M> Running<'_, M>
+where
+    M: LearnerModel
+        + TrainStep<Input = TokenBatch, Output = LossOutput>
+        + InferenceStep<Input = TokenBatch, Output = LossOutput>,
+{
+    fn state_now(&self) -> RunState {
+        RunState {
+            seconds: self.settings.start.seconds + self.started.elapsed().as_secs_f64(),
+            ..self.state.clone()
+        }
+    }
+
+    /// Whether the model of this very step has been evaluated.
+    fn is_evaluated(&self) -> bool {
+        self.state
+            .valid
+            .is_some_and(|valid| valid.step == self.state.step)
+    }
+
+    fn is_evaluation_due(&self) -> bool {
+        let (step, config) = (self.state.step, &self.settings.config);
+        let is_end = step.is_multiple_of(config.eval_interval) || step >= config.iterations;
+        step > 0 && is_end && !self.is_evaluated()
+    }
+
+    /// Which segment between evaluations the run is in, counted from 1.
+    fn segment(&self) -> usize {
+        self.state.step / self.settings.config.eval_interval + 1
+    }
+
+    fn stop_requested(&self) -> Result<(), End> {
+        match (self.interrupter.should_stop(), self.interrupter.error()) {
+            (false, _) => Ok(()),
+            (true, None) => Err(End::Interrupted),
+            (true, Some(error)) => Err(End::Failed(error.to_string())),
+        }
+    }
+
+    /// Steps up to the next evaluation.
+    fn train_segment(
+        &mut self,
+        batches: &mut (dyn DataLoaderIterator<TokenBatch> + '_),
+    ) -> Result<(), End> {
+        let config = &self.settings.config;
+        let (first, segment) = (self.state.step, self.segment());
+        let last = (segment * config.eval_interval).min(config.iterations);
+        let result = self.events.process_train(LearnerEvent::StartSplit {
+            epoch_number: segment,
+            total_items: last - first,
+        });
+        self.interrupter.fail_on_error(result);
+        self.losses = (0.0, 0);
+
+        let mut clock = Instant::now();
+        let mut result = Ok(());
+        while self.state.step < last && result.is_ok() {
+            let output = match self.step(batches, &mut clock) {
+                Ok(output) => output,
+                Err(end) => {
+                    result = Err(end);
+                    break;
+                }
+            };
+            let progress = Progress::new(
+                self.state.step - first,
+                last - first,
+                Some("steps".to_owned()),
+            );
+            let learning_rate = self.learner.lr_current();
+            let item =
+                TrainingItem::new(output, progress, Some(self.state.step), Some(learning_rate));
+            let processed = self.events.process_train(LearnerEvent::ProcessedItem(item));
+            self.interrupter.fail_on_error(processed);
+            result = self.stop_requested();
+        }
+        let read = self.read_loss();
+        let ended = self.events.process_train(LearnerEvent::EndSplit(segment));
+        self.interrupter.fail_on_error(ended);
+        self.state.train_loss = Some(self.losses.0 / self.losses.1.max(1) as f64);
+        read.and(result)
+    }
+
+    /// One optimiser step over `accumulation` batches.
+    fn step(
+        &mut self,
+        batches: &mut (dyn DataLoaderIterator<TokenBatch> + '_),
+        clock: &mut Instant,
+    ) -> Result<LossOutput, End> {
+        // Dropout follows from the seed and the step, so that a resumed run draws the same.
+        let step_seed =
+            self.settings.seed ^ (self.state.step as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        self.settings.device.seed(step_seed);
+
+        let TrainOutput {
+            mut grads,
+            item: mut output,
+        } = self.learner.train_step(next(batches)?);
+        let accumulation = self.settings.config.accumulation;
+        if accumulation > 1 {
+            let model = self.learner.model();
+            let mut accumulator = GradientsAccumulator::new();
+            accumulator.accumulate(&model, grads);
+            for _ in 1..accumulation {
+                let trained = self.learner.train_step(next(batches)?);
+                accumulator.accumulate(&model, trained.grads);
+                output = output.merge(trained.item);
+            }
+            grads = accumulator.grads();
+        }
+        self.learner.lr_step();
+        self.learner.optimizer_step(grads);
+
+        self.read_loss()?;
+        output.seconds = clock.elapsed().as_secs_f64();
+        *clock = Instant::now();
+        self.state.step += 1;
+        self.state.tokens += output.n_tokens;
+        self.state.training_seconds += output.seconds;
+        let record = Record::Train {
+            step: self.state.step,
+            loss: f64::NAN,
+            learning_rate: self.learner.lr_current().base(),
+            seconds: output.seconds,
+        };
+        self.unread = Some((record, output.clone()));
+        Ok(output)
+    }
+
+    /// Reads the loss of the step before, by when the device has likely finished it.
+    fn read_loss(&mut self) -> Result<(), End> {
+        let Some((record, output)) = self.unread.take() else {
+            return Ok(());
+        };
+        let value = output.value().map_err(device_failed)?;
+        if let Record::Train {
+            step,
+            learning_rate,
+            seconds,
+            ..
+        } = record
+        {
+            if !value.is_finite() {
+                return Err(End::NonFiniteLoss { step });
+            }
+            self.losses = (self.losses.0 + value, self.losses.1 + 1);
+            (self.settings.on_record)(Record::Train {
+                step,
+                loss: value,
+                learning_rate,
+                seconds,
+            });
+        }
+        Ok(())
+    }
+
+    /// The mean loss over the whole validation split.
+    fn evaluate(&mut self, valid: &ValidLoader<M>) -> Result<(), End> {
+        let step = self.state.step;
+        // The segment that has just ended.
+        let segment = step.div_ceil(self.settings.config.eval_interval);
+        let started = self.events.process_valid(LearnerEvent::StartSplit {
+            epoch_number: segment,
+            total_items: valid.num_items(),
+        });
+        self.interrupter.fail_on_error(started);
+
+        let model = self.learner.model().valid();
+        let (mut sum, mut tokens) = (0.0, 0);
+        let mut batches = valid.iter();
+        let mut clock = Instant::now();
+        while let Some(batch) = batches.next() {
+            let batch = batch.map_err(|error| End::Failed(error.to_string()))?;
+            let mut output = InferenceStep::step(&model, batch);
+            sum += output.value().map_err(device_failed)? * output.n_tokens as f64;
+            tokens += output.n_tokens;
+            output.seconds = clock.elapsed().as_secs_f64();
+            clock = Instant::now();
+            let item = TrainingItem::new(output, batches.progress(), Some(step), None);
+            let processed = self.events.process_valid(LearnerEvent::ProcessedItem(item));
+            self.interrupter.fail_on_error(processed);
+            // An evaluation is not worth keeping half done.
+            self.stop_requested()?;
+        }
+        let ended = self.events.process_valid(LearnerEvent::EndSplit(segment));
+        self.interrupter.fail_on_error(ended);
+        let ended = self.events.process_train(LearnerEvent::EndEpoch(segment));
+        self.interrupter.fail_on_error(ended);
+
+        let loss = sum / tokens as f64;
+        if !loss.is_finite() {
+            return Err(End::NonFiniteLoss { step });
+        }
+        (self.settings.on_record)(Record::Valid {
+            step,
+            valid_loss: loss,
+        });
+        self.state.valid = Some(Evaluation { step, loss });
+        if self.state.best.is_none_or(|best| loss < best.loss) {
+            self.state.best = self.state.valid;
+            self.state.evaluations_since_best = 0;
+        } else {
+            self.state.evaluations_since_best += 1;
+        }
+        Ok(())
+    }
+
+    fn is_out_of_patience(&self) -> bool {
+        let early_stopping = self.settings.config.early_stopping.as_ref();
+        early_stopping.is_some_and(|stop| self.state.evaluations_since_best >= stop.patience)
+    }
+}
+
+fn next(batches: &mut (dyn DataLoaderIterator<TokenBatch> + '_)) -> Result<TokenBatch, End> {
+    match batches.next() {
+        Some(Ok(batch)) => Ok(batch),
+        Some(Err(error)) => Err(End::Failed(error.to_string())),
+        None => Err(End::Failed("the data loader ended early".to_owned())),
+    }
+}
+
+fn device_failed(error: TensorReadError) -> End {
+    End::Failed(error.to_string())
+}

@@ -1,0 +1,298 @@
+//! Training any language model on tokens.
+
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError};
+
+use burn::module::Module;
+use burn::tensor::Device;
+use burn_train::logger::InMemoryMetricLogger;
+use burn_train::metric::LearningRateMetric;
+use burn_train::renderer::{MetricsRenderer, tui::TuiMetricsRendererWrapper};
+use burn_train::{Interrupter, Learner, SupervisedTraining, TrainingStrategy};
+use burn_zoo_data::windows::{RandomWindows, StepShape, TooShort, WholeSplit};
+use burn_zoo_nn::LanguageModel;
+
+use crate::{
+    checkpoint::{self, CheckpointError, Checkpoints, RunState},
+    lines::LineRenderer,
+    metrics::{Quantity, StepMetric},
+    objective::CausalLm,
+    optimizer::OptimizerConfig,
+    recipe::{LoopConfig, Recipe},
+    schedule::ScheduleConfig,
+    step_loop::{End, Outcome, Record, StepLoop},
+};
+
+/// What decides a training, besides model and data.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrainerConfig {
+    /// Decides the order of the data, and dropout.
+    pub seed: u64,
+    /// Tokens in a window.
+    pub context_length: usize,
+    /// How parameters follow gradients.
+    pub optimizer: OptimizerConfig,
+    /// How the learning rate changes.
+    pub schedule: ScheduleConfig,
+    /// How long, and what happens on the way.
+    pub training: LoopConfig,
+}
+
+impl From<&Recipe> for TrainerConfig {
+    fn from(recipe: &Recipe) -> Self {
+        Self {
+            seed: recipe.seed,
+            context_length: recipe.model.context_length(),
+            optimizer: recipe.optimizer.clone(),
+            schedule: recipe.schedule.clone(),
+            training: recipe.training.clone(),
+        }
+    }
+}
+
+/// The tokens to learn from, and those held out.
+#[derive(Clone, Debug)]
+pub struct Splits {
+    /// What is learned from.
+    pub train: Arc<[u32]>,
+    /// What is held out.
+    pub valid: Arc<[u32]>,
+}
+
+/// How progress is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Display {
+    /// burn-train's full-screen dashboard, for a terminal.
+    Screen,
+    /// Plain lines on stderr.
+    Lines,
+    /// Not at all.
+    Silent,
+}
+
+/// What surrounds a training.
+#[derive(Clone)]
+pub struct Session {
+    /// Where checkpoints and logs go. Without a folder there are none.
+    pub folder: Option<PathBuf>,
+    /// Continue from the newest checkpoint in the folder.
+    pub resume: bool,
+    /// How progress is shown.
+    pub display: Display,
+    /// Stops the training after the step, leaving a checkpoint.
+    pub interrupter: Interrupter,
+    /// Is told of each step and evaluation.
+    pub on_record: Arc<dyn Fn(Record) + Send + Sync>,
+}
+
+impl Default for Session {
+    fn default() -> Self {
+        Self {
+            folder: None,
+            resume: false,
+            display: Display::Silent,
+            interrupter: Interrupter::new(),
+            on_record: Arc::new(|_| {}),
+        }
+    }
+}
+
+/// What stops a training.
+#[derive(Debug, thiserror::Error)]
+pub enum FitError {
+    /// There are too few tokens.
+    #[error(transparent)]
+    TooShort(#[from] TooShort),
+    /// A checkpoint cannot be opened or read.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// There is no checkpoint to continue from.
+    #[error("there is no checkpoint to resume from in {}", .0.display())]
+    NothingToResume(PathBuf),
+    /// The loss became infinite or not a number.
+    #[error(
+        "the loss became infinite or NaN at step {step}; {}; try a lower learning rate, a longer \
+         warm-up, or optimizer.clip_norm",
+        match last_good {
+            Some(good) => format!("the checkpoint of step {good} is kept"),
+            None => "no checkpoint had been saved yet".to_owned(),
+        }
+    )]
+    NonFiniteLoss {
+        /// The step, counted from 1.
+        step: usize,
+        /// The newest checkpoint.
+        last_good: Option<usize>,
+    },
+    /// The device, the data or the disk failed.
+    #[error("training failed after step {step}: {problem}")]
+    Failed {
+        /// Steps done.
+        step: usize,
+        /// What the learner says.
+        problem: String,
+    },
+}
+
+/// A trained model and where its training got to.
+pub struct Fitted<M> {
+    /// The model after the last step, or the best one evaluated if training was stopped early.
+    pub model: M,
+    /// Where the training stands, and why it ended.
+    pub outcome: Outcome,
+}
+
+/// Trains `model` through burn-train's learner.
+///
+/// ```
+/// use burn::tensor::Device;
+/// use burn_zoo_nn::{TransformerConfig, block::BlockConfig, init};
+/// use burn_zoo_train::{optimizer::OptimizerConfig, recipe::LoopConfig, schedule::ScheduleConfig};
+/// use burn_zoo_train::trainer::{Session, Splits, TrainerConfig, fit};
+///
+/// let device = Device::flex();
+/// init::seed(1);
+/// let model = TransformerConfig::uniform(4, 8, 1, BlockConfig::gpt2(16, 2)).init(&device);
+/// // 0 1 2 3 0 1 2 3 …
+/// let tokens: Vec<u32> = (0..400).map(|i| i % 4).collect();
+/// let splits = Splits { train: tokens.clone().into(), valid: tokens.into() };
+/// let config = TrainerConfig {
+///     seed: 1,
+///     context_length: 8,
+///     optimizer: OptimizerConfig::new(1e-2),
+///     schedule: ScheduleConfig::Constant { warmup_iterations: 0 },
+///     training: LoopConfig::new(30, 8),
+/// };
+/// let fitted = fit(model, &splits, &config, &device, Session::default()).unwrap();
+/// let loss = fitted.outcome.state.valid.unwrap().loss;
+/// assert!(loss < 4f64.ln() / 2.0, "half of what guessing gives, got {loss}");
+/// ```
+pub fn fit<M: LanguageModel>(
+    model: M,
+    splits: &Splits,
+    config: &TrainerConfig,
+    device: &Device,
+    session: Session,
+) -> Result<Fitted<M>, FitError> {
+    let training = &config.training;
+    let objective = CausalLm::new(model, config.optimizer.clip_norm);
+    let optimizer = config.optimizer.init(&objective);
+    let schedule = config
+        .schedule
+        .init(config.optimizer.learning_rate, training.iterations);
+    let mut learner = Learner::new(objective, optimizer, schedule);
+
+    let checkpoints = match &session.folder {
+        Some(folder) => Some(Checkpoints::open(
+            &folder.join("checkpoint"),
+            training.keep_checkpoints,
+        )?),
+        None => None,
+    };
+    let newest = checkpoints.as_ref().and_then(|all| all.steps().pop_last());
+    let start = match (session.resume, &checkpoints, newest) {
+        (false, _, _) => RunState::default(),
+        (true, Some(checkpoints), Some(step)) => checkpoints.restore(&mut learner, step)?,
+        (true, _, _) => {
+            let folder = session.folder.unwrap_or_default();
+            return Err(FitError::NothingToResume(folder));
+        }
+    };
+
+    let shape = StepShape {
+        batch_size: training.batch_size,
+        accumulation: training.accumulation,
+        context_length: config.context_length,
+    };
+    let steps = start.step..training.iterations.max(start.step);
+    let train = RandomWindows::new(splits.train.clone(), shape, config.seed, steps, device)?;
+    let valid = WholeSplit::new(
+        splits.valid.clone(),
+        training.batch_size,
+        config.context_length,
+        device,
+    )?;
+
+    let renderer: Box<dyn MetricsRenderer> = match session.display {
+        Display::Screen => Box::new(TuiMetricsRendererWrapper::new(
+            session.interrupter.clone(),
+            None,
+        )),
+        Display::Lines => {
+            let lines = LineRenderer::new(training.log_interval, start.step, training.iterations);
+            Box::new(lines)
+        }
+        Display::Silent => Box::new(LineRenderer::silent()),
+    };
+    let on_record = session.on_record;
+    let strategy = StepLoop::new(
+        device,
+        config.seed,
+        training.clone(),
+        start,
+        checkpoints.clone(),
+        move |record| on_record(record),
+    );
+    let outcome = strategy.outcome();
+    let mut supervised = SupervisedTraining::new(
+        session.folder.unwrap_or_default(),
+        Arc::new(train),
+        Arc::new(valid),
+    )
+    .metrics((
+        StepMetric::new(Quantity::Loss),
+        StepMetric::new(Quantity::Perplexity),
+        StepMetric::new(Quantity::Speed),
+        StepMetric::new(Quantity::Memory),
+    ))
+    .metric_train_numeric(LearningRateMetric::new())
+    .num_epochs(training.iterations.div_ceil(training.eval_interval))
+    .with_interrupter(session.interrupter)
+    .with_application_logger(None)
+    .with_training_strategy(TrainingStrategy::Custom(Arc::new(strategy)))
+    .renderer(renderer);
+    match &checkpoints {
+        Some(checkpoints) => {
+            let [model, optimizer, schedule] = checkpoint::writers(checkpoints);
+            supervised = supervised
+                .with_custom_checkpointers(model, optimizer, schedule)
+                .with_checkpointing_strategy(checkpoint::OnRequest);
+        }
+        None => supervised = supervised.with_metric_logger(InMemoryMetricLogger::default()),
+    }
+    let result = supervised.launch(learner);
+    // Closes the screen.
+    drop(result.renderer);
+
+    let outcome = outcome
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .take()
+        .expect("the loop leaves an outcome whenever it returns");
+    let saved = |checkpoints: &Arc<Checkpoints>| checkpoints.steps().pop_last();
+    match &outcome.end {
+        End::NonFiniteLoss { step } => {
+            return Err(FitError::NonFiniteLoss {
+                step: *step,
+                last_good: checkpoints.as_ref().and_then(saved),
+            });
+        }
+        End::Failed(problem) => {
+            return Err(FitError::Failed {
+                step: outcome.state.step,
+                problem: problem.clone(),
+            });
+        }
+        End::Finished | End::EarlyStopped | End::Interrupted => {}
+    }
+    let mut objective = result.model;
+    if let (End::EarlyStopped, Some(checkpoints), Some(best)) =
+        (&outcome.end, &checkpoints, outcome.state.best)
+    {
+        objective = objective.load_record(checkpoints.model(best.step)?);
+    }
+    Ok(Fitted {
+        model: objective.model,
+        outcome,
+    })
+}
