@@ -156,7 +156,11 @@ impl Tokenizer {
 
     /// A decoder that takes one token at a time. See [`TextStream`].
     pub fn stream(&self) -> TextStream<'_> {
-        TextStream(self.0.decode_stream(false))
+        TextStream {
+            tokenizer: self,
+            tokens: Vec::new(),
+            given: 0,
+        }
     }
 
     /// Cuts a long text where the tokens cannot depend on the cut, so that the pieces are encoded in
@@ -197,22 +201,38 @@ impl Tokenizer {
     }
 }
 
-type LibraryStream<'a> = tokenizers::tokenizer::DecodeStream<
-    'a,
-    tokenizers::ModelWrapper,
-    tokenizers::NormalizerWrapper,
-    PreTokenizerWrapper,
-    tokenizers::PostProcessorWrapper,
-    DecoderWrapper,
->;
-
 /// Decodes as tokens arrive, holding back bytes that do not make a character yet.
-pub struct TextStream<'a>(LibraryStream<'a>);
+pub struct TextStream<'a> {
+    tokenizer: &'a Tokenizer,
+    /// The tokens of the last piece of text, for decoders that look back, then those held back.
+    tokens: Vec<u32>,
+    /// How many of them belong to the last piece.
+    given: usize,
+}
 
 impl TextStream<'_> {
     /// The text that `token` completes, possibly none.
-    pub fn push(&mut self, token: u32) -> Result<Option<String>, TokenizerError> {
-        Ok(self.0.step(token)?)
+    pub fn push(&mut self, token: u32) -> Result<String, TokenizerError> {
+        self.tokens.push(token);
+        let text = self.held_back()?;
+        // What decodes to a replacement character may be the start of a character.
+        if text.is_empty() || text.ends_with(char::REPLACEMENT_CHARACTER) {
+            return Ok(String::new());
+        }
+        self.tokens.drain(..self.given);
+        self.given = self.tokens.len();
+        Ok(text)
+    }
+
+    /// The text that was held back, when no more tokens come.
+    pub fn finish(self) -> Result<String, TokenizerError> {
+        self.held_back()
+    }
+
+    fn held_back(&self) -> Result<String, TokenizerError> {
+        let given = self.tokenizer.decode(&self.tokens[..self.given])?;
+        let text = self.tokenizer.decode(&self.tokens)?;
+        Ok(text.get(given.len()..).unwrap_or_default().to_owned())
     }
 }
 
@@ -276,10 +296,11 @@ mod tests {
             let tokens = tokenizer.encode(&text).unwrap();
             prop_assert_eq!(tokenizer.decode(&tokens).unwrap(), text.clone());
             let mut stream = tokenizer.stream();
-            let streamed: String = tokens
-                .iter()
-                .filter_map(|&token| stream.push(token).unwrap())
-                .collect();
+            let mut streamed = String::new();
+            for token in tokens {
+                streamed.push_str(&stream.push(token).unwrap());
+            }
+            streamed.push_str(&stream.finish().unwrap());
             prop_assert_eq!(streamed, text);
         }
     }

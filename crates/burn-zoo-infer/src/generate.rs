@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 
 use burn::tensor::{DType, Int, Tensor, TensorData};
+use burn_zoo_data::tokenizer::{Tokenizer, TokenizerError};
 use burn_zoo_nn::{Transformer, cache::KvCache};
 
 use crate::sampling::{Sampler, SamplingConfig, SamplingError};
@@ -111,21 +112,46 @@ impl<'a> Generator<'a> {
     }
 }
 
-/// Continues `prompt` by up to `max_new_tokens` tokens, handing each to `on_token`, which may stop.
-/// Returns the new tokens.
-pub fn generate(
+/// What makes a text impossible to continue.
+#[derive(Debug, thiserror::Error)]
+pub enum TextError {
+    /// The prompt or a setting is unusable.
+    #[error(transparent)]
+    Generate(#[from] GenerateError),
+    /// The prompt cannot be encoded, or the new text not decoded.
+    #[error("the prompt: {0}")]
+    Tokenizer(#[from] TokenizerError),
+}
+
+/// Continues `prompt` by up to `max_new_tokens` tokens, handing the prompt and then each piece of
+/// text to `on_text`, which may stop. Returns the new tokens and their text.
+pub fn continue_text(
     model: &Transformer,
-    prompt: &[u32],
+    tokenizer: &Tokenizer,
+    prompt: &str,
     max_new_tokens: usize,
     sampling: SamplingConfig,
     seed: u64,
-    mut on_token: impl FnMut(u32) -> ControlFlow<()>,
-) -> Result<Vec<u32>, GenerateError> {
-    let mut generator = Generator::new(model, prompt, sampling, seed)?;
+    mut on_text: impl FnMut(&str) -> ControlFlow<()>,
+) -> Result<(Vec<u32>, String), TextError> {
+    let prompt_tokens = tokenizer.encode(prompt)?;
+    let mut generator = Generator::new(model, &prompt_tokens, sampling, seed)?;
+    let mut stream = tokenizer.stream();
+    let mut text = String::new();
+    let mut flow = on_text(prompt);
     for _ in 0..max_new_tokens {
-        if on_token(generator.next_token()).is_break() {
+        if flow.is_break() {
             break;
         }
+        let piece = stream.push(generator.next_token())?;
+        flow = on_text(&piece);
+        text.push_str(&piece);
     }
-    Ok(generator.tokens()[prompt.len()..].to_vec())
+    let rest = stream.finish()?;
+    if flow.is_continue() {
+        // Nothing follows that could be stopped.
+        let _ = on_text(&rest);
+    }
+    text.push_str(&rest);
+    Ok((generator.tokens[prompt_tokens.len()..].to_vec(), text))
 }

@@ -150,3 +150,8 @@ impl TransformerOps for LibTorch {
         )
     }
 }
+
+/// Whether LibTorch can use Apple's GPU.
+pub fn has_metal() -> bool {
+    tch::utils::has_mps()
+}

@@ -20,4 +20,6 @@ pub mod schedule;
 pub mod step_loop;
 pub mod trainer;
 
+// burn-train's own, for callers that need nothing else of it.
+pub use burn_train::{Interrupter, Learner};
 pub use recipe::Recipe;

@@ -25,7 +25,8 @@ impl<M: LanguageModel> CausalLm<M> {
         Self { model, clip_norm }
     }
 
-    fn loss(&self, inputs: Tensor<2, Int>, targets: Tensor<2, Int>) -> Tensor<1> {
+    /// The mean loss `[1]` of predicting targets from inputs, both `[batch, seq]`.
+    pub fn loss(&self, inputs: Tensor<2, Int>, targets: Tensor<2, Int>) -> Tensor<1> {
         cross_entropy(self.model.forward(inputs), targets)
     }
 }

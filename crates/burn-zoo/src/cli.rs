@@ -1,0 +1,111 @@
+//! The command line: results on stdout, progress and messages on stderr.
+
+mod backends;
+mod bench;
+mod generate;
+mod train;
+
+use std::error::Error;
+use std::fmt::Display;
+use std::process::ExitCode;
+
+use burn_zoo::backend::{self, FoundDevice};
+use clap::{Parser, Subcommand};
+use serde::Serialize;
+use tracing_subscriber::EnvFilter;
+
+/// Train transformers, write text with them, and see what this machine can run them on.
+#[derive(Parser)]
+#[command(name = "burn-zoo", version, propagate_version = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Train a model and leave a model directory.
+    Train(train::Arguments),
+    /// Continue a text with a trained model.
+    Generate(generate::Arguments),
+    /// List backends, their devices, and what `auto` picks.
+    Backends(backends::Arguments),
+    /// Measure speed.
+    #[command(subcommand)]
+    Bench(bench::Command),
+}
+
+/// How a command ends, when it does not fail.
+enum End {
+    Done,
+    /// By Ctrl-C, leaving a run that can be resumed.
+    Interrupted,
+}
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    let result = match arguments.command {
+        Command::Train(arguments) => train::run(&arguments),
+        Command::Generate(arguments) => generate::run(&arguments),
+        Command::Backends(arguments) => backends::run(&arguments),
+        Command::Bench(command) => bench::run(&command),
+    };
+    match result {
+        Ok(End::Done) => ExitCode::SUCCESS,
+        // What shells report for SIGINT.
+        Ok(End::Interrupted) => ExitCode::from(130),
+        Err(error) => {
+            eprintln!("error: {}", one_line(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn one_line(message: &impl Display) -> String {
+    let message = message.to_string();
+    let lines: Vec<&str> = message
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect();
+    lines.join(" ")
+}
+
+/// Where to compute.
+#[derive(clap::Args)]
+struct BackendArgument {
+    /// auto, a backend such as flex, ndarray, libtorch or wgpu, or a device that `burn-zoo backends`
+    /// lists [default: $BURN_ZOO_BACKEND, else auto]
+    #[arg(long, value_name = "NAME")]
+    backend: Option<String>,
+}
+
+impl BackendArgument {
+    /// Finds the device, and says on stderr what `auto` picked and why.
+    fn find(&self) -> Result<FoundDevice> {
+        let variable = std::env::var(backend::VARIABLE).ok();
+        let name = self
+            .backend
+            .clone()
+            .or(variable)
+            .unwrap_or_else(|| "auto".to_owned());
+        if name != "auto" {
+            return Ok(backend::find(&name)?);
+        }
+        let automatic = backend::automatic()?;
+        eprintln!("backend: {} ({})", automatic.device.name, automatic.reason);
+        Ok(automatic.device)
+    }
+}
+
+fn print_json(value: &impl Serialize) -> Result<()> {
+    println!("{}", serde_json::to_string_pretty(value)?);
+    Ok(())
+}

@@ -1,0 +1,575 @@
+//! The `burn-zoo` command as a user meets it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use assert_cmd::Command;
+use serde_json::Value;
+
+const RECIPE: &str = r#"
+objective = "causal_lm"
+tokenizer = "char"
+[model.gpt]
+n_layers = 1
+n_heads = 2
+d_model = 16
+context_length = 8
+[optimizer]
+learning_rate = 1e-2
+[schedule.cosine]
+warmup_iterations = 2
+[loop]
+iterations = 12
+batch_size = 4
+eval_interval = 6
+"#;
+
+/// A folder with a recipe and a corpus.
+struct Bench {
+    folder: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("recipe.toml"), RECIPE).unwrap();
+        fs::write(
+            folder.path().join("corpus.txt"),
+            "to be or not to be\n".repeat(40),
+        )
+        .unwrap();
+        Self { folder }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::cargo_bin("burn-zoo").unwrap();
+        command
+            .current_dir(self.folder.path())
+            .env_remove("BURN_ZOO_BACKEND")
+            .args(arguments);
+        command
+    }
+
+    fn train(&self, more: &[&str]) -> Command {
+        let arguments = [
+            "train",
+            "recipe.toml",
+            "--corpus",
+            "corpus.txt",
+            "--backend",
+            "flex",
+        ];
+        self.command(&[&arguments, more].concat())
+    }
+
+    /// A model directory, trained.
+    fn model(&self) -> PathBuf {
+        self.train(&["--out", "model"]).assert().success();
+        self.path("model")
+    }
+}
+
+fn stdout(command: &mut Command) -> String {
+    let output = command.assert().success().get_output().clone();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Fails with exit code 1, one line on stderr that starts with `error:`, and nothing on stdout.
+fn refusal(command: &mut Command) -> String {
+    let output = command.assert().failure().code(1).get_output().clone();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        output.stdout.is_empty(),
+        "{}",
+        String::from_utf8_lossy(&output.stdout)
+    );
+    let errors: Vec<&str> = stderr
+        .lines()
+        .filter(|line| line.starts_with("error: "))
+        .collect();
+    assert_eq!(errors.len(), 1, "{stderr}");
+    assert!(!stderr.contains("panicked"), "{stderr}");
+    errors[0].to_owned()
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
+}
+
+#[test]
+fn training_leaves_a_whole_model_directory() {
+    let bench = Bench::new();
+    let text = stdout(&mut bench.train(&[
+        "--out",
+        "model",
+        "--set",
+        "optimizer.learning_rate=3e-3",
+        "--seed",
+        "5",
+    ]));
+    for expected in [
+        "sample 3 of 3",
+        "validation loss",
+        "tokens per second",
+        "model directory   model",
+    ] {
+        assert!(text.contains(expected), "{text}");
+    }
+    let model = bench.path("model");
+    for name in [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "training/metrics.jsonl",
+        "training/checkpoint/step-12/state.json",
+    ] {
+        assert!(model.join(name).exists(), "{name}");
+    }
+    let recipe = fs::read_to_string(model.join("recipe.toml")).unwrap();
+    assert!(
+        recipe.contains("learning_rate = 0.003") && recipe.contains("seed = 5"),
+        "{recipe}"
+    );
+    let summary = json(&model.join("summary.json"));
+    for key in ["valid_loss", "train_loss", "tokens_per_second", "seconds"] {
+        assert!(
+            summary[key].as_f64().is_some_and(|value| value > 0.0),
+            "{key} in {summary}"
+        );
+    }
+    assert_eq!(summary["tokens"], 12 * 4 * 8);
+    assert_eq!(summary["backend"], "flex");
+    assert_eq!(summary["seed"], 5);
+    let weights = fs::read(model.join("model.safetensors")).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&weights).unwrap();
+    let count: usize = tensors
+        .iter()
+        .map(|(_, view)| view.shape().iter().product::<usize>())
+        .sum();
+    assert_eq!(summary["parameters"], count);
+}
+
+#[test]
+fn an_occupied_directory_is_refused_resumed_or_replaced() {
+    let bench = Bench::new();
+    let model = bench.model();
+    let message = refusal(&mut bench.train(&["--out", "model"]));
+    assert!(
+        message.contains("--resume") && message.contains("--overwrite"),
+        "{message}"
+    );
+
+    // Resuming goes on by the saved recipe, here for longer.
+    let resume = [
+        "train",
+        "--resume",
+        "--out",
+        "model",
+        "--backend",
+        "flex",
+        "--set",
+        "loop.iterations=18",
+        "--json",
+    ];
+    let report: Value = serde_json::from_str(&stdout(&mut bench.command(&resume))).unwrap();
+    assert_eq!(report["iterations"], 18);
+    let history = fs::read_to_string(model.join("training/metrics.jsonl")).unwrap();
+    let steps: Vec<u64> = history
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap())
+        .filter(|record| record.get("loss").is_some())
+        .map(|record| record["step"].as_u64().unwrap())
+        .collect();
+    assert_eq!(steps, (1..=18).collect::<Vec<u64>>());
+
+    // Another text is not what the run learned from.
+    fs::write(bench.path("corpus.txt"), "to be or not to be?\n".repeat(40)).unwrap();
+    let message = refusal(&mut bench.command(&resume));
+    assert!(
+        message.contains("corpus") || message.contains("character '?'"),
+        "{message}"
+    );
+
+    let again = ["--out", "model", "--overwrite", "--json"];
+    let report: Value = serde_json::from_str(&stdout(&mut bench.train(&again))).unwrap();
+    assert_eq!(report["iterations"], 12);
+    refusal(&mut bench.command(&["train", "--resume", "--out", "nothing-here"]));
+}
+
+#[test]
+fn without_out_every_run_gets_a_directory_of_its_own() {
+    let bench = Bench::new();
+    for expected in ["runs/recipe", "runs/recipe-2"] {
+        let report: Value = serde_json::from_str(&stdout(&mut bench.train(&["--json"]))).unwrap();
+        assert_eq!(report["directory"], expected);
+    }
+}
+
+#[test]
+fn generation_is_decided_by_its_seed() {
+    let bench = Bench::new();
+    bench.model();
+    let generate = |more: &[&str]| {
+        let arguments = [
+            "generate",
+            "model",
+            "--backend",
+            "flex",
+            "--prompt",
+            "to",
+            "--max-new-tokens",
+            "30",
+        ];
+        stdout(&mut bench.command(&[&arguments, more].concat()))
+    };
+    let text = generate(&["--seed", "1"]);
+    assert!(text.starts_with("to"), "{text}");
+    assert_eq!(text.chars().count(), 2 + 30 + 1, "{text:?}");
+    assert_eq!(text, generate(&["--seed", "1"]));
+    assert_ne!(text, generate(&["--seed", "2"]));
+    // Greedy and a choice of one are the same.
+    assert_eq!(
+        generate(&["--temperature", "0"]),
+        generate(&["--top-k", "1", "--seed", "9"])
+    );
+    assert_eq!(
+        generate(&["--temperature", "0"]),
+        generate(&["--top-p", "0.0001", "--seed", "9"])
+    );
+    assert_ne!(
+        generate(&["--temperature", "0"]),
+        generate(&["--temperature", "0", "--repetition-penalty", "5"])
+    );
+
+    // Sample n of many is the single sample of its seed.
+    let samples: Value =
+        serde_json::from_str(&generate(&["--seed", "1", "--samples", "2", "--json"])).unwrap();
+    assert_eq!(samples[1]["seed"], 2);
+    let second = format!("to{}\n", samples[1]["text"].as_str().unwrap());
+    assert_eq!(second, generate(&["--seed", "2"]));
+    assert!(generate(&["--samples", "2"]).contains("--- sample 2 of 2, seed 1 ---"));
+}
+
+#[test]
+fn unusable_prompts_and_settings_are_refused() {
+    let bench = Bench::new();
+    bench.model();
+    for (arguments, expected) in [
+        (
+            ["--prompt", "to be or not to be"],
+            "18 tokens, but the model's context holds 8",
+        ),
+        (["--prompt", ""], "the prompt is empty"),
+        (["--prompt", "zebra"], "does not know the character 'z'"),
+        (["--temperature", "-1"], "temperature must be 0 or more"),
+        (["--top-k", "0"], "top_k must be at least 1"),
+        (["--top-p", "2"], "top_p must be above 0 and at most 1"),
+        (["--repetition-penalty", "0"], "repetition_penalty must be"),
+    ] {
+        let option = format!("{}={}", arguments[0], arguments[1]);
+        let message =
+            refusal(&mut bench.command(&["generate", "model", "--backend", "flex", &option]));
+        assert!(message.contains(expected), "{message}");
+    }
+    let message = refusal(&mut bench.command(&["generate", "nothing-here", "--backend", "flex"]));
+    assert!(message.contains("nothing-here"), "{message}");
+}
+
+#[test]
+fn unusable_texts_are_refused() {
+    let bench = Bench::new();
+    fs::write(bench.path("empty.txt"), "").unwrap();
+    fs::write(bench.path("latin1.txt"), b"caf\xe9").unwrap();
+    fs::write(bench.path("short.txt"), "to be").unwrap();
+    for (corpus, expected) in [
+        ("missing.txt", "cannot read corpus"),
+        ("empty.txt", "is empty"),
+        ("latin1.txt", "not UTF-8: byte 0xe9 at offset 3"),
+        (
+            "short.txt",
+            "split has 4 tokens, but a window of context length 8 needs 9",
+        ),
+    ] {
+        let arguments = [
+            "train",
+            "recipe.toml",
+            "--corpus",
+            corpus,
+            "--out",
+            "model",
+            "--backend",
+            "flex",
+        ];
+        let message = refusal(&mut bench.command(&arguments));
+        assert!(message.contains(expected), "{message}");
+        // Nothing is in the way of a second try.
+        assert!(!bench.path("model/recipe.toml").exists(), "{corpus}");
+    }
+}
+
+#[test]
+fn unusable_recipes_are_refused_by_key() {
+    let bench = Bench::new();
+    for (value, expected) in [
+        ("optimizer.lr=1", "`optimizer.lr`: unknown field"),
+        ("loop.batch_size=0", "`loop.batch_size`: must be at least 1"),
+        (
+            "model.gpt.n_heads=3",
+            "`model.gpt.d_model`: must be a multiple of n_heads (3)",
+        ),
+    ] {
+        let message = refusal(&mut bench.train(&["--out", "model", "--set", value]));
+        assert!(message.contains(expected), "{message}");
+    }
+    fs::write(bench.path("recipe.toml"), "objective = ").unwrap();
+    assert!(refusal(&mut bench.train(&[])).contains("TOML"));
+    fs::remove_file(bench.path("recipe.toml")).unwrap();
+    assert!(refusal(&mut bench.train(&[])).contains("recipe.toml"));
+    // A key without a value is a mistake in the command's own words.
+    bench.train(&["--set", "seed"]).assert().failure().code(2);
+}
+
+#[test]
+fn unusable_backends_are_refused() {
+    let bench = Bench::new();
+    let train = |backend: &str| {
+        let arguments = [
+            "train",
+            "recipe.toml",
+            "--corpus",
+            "corpus.txt",
+            "--backend",
+            backend,
+        ];
+        refusal(&mut bench.command(&arguments))
+    };
+    assert!(train("abacus").contains("unknown backend `abacus`: use auto, cuda, libtorch"));
+    if !cfg!(feature = "rocm") {
+        assert!(train("rocm").contains("`rocm` is not compiled in: build with `--features rocm`"));
+    }
+    assert!(train("flex:3").contains("there is no device `flex:3`"));
+}
+
+/// Without a Vulkan driver, wgpu is refused with advice, and `auto` goes on without it.
+#[cfg(all(feature = "wgpu", target_os = "linux"))]
+#[test]
+fn a_machine_without_vulkan_is_told_so() {
+    let bench = Bench::new();
+    let without = |arguments: &[&str]| {
+        let mut command = bench.command(arguments);
+        // The loader reads no driver, and there is no OpenGL to fall back to.
+        for variable in [
+            "VK_DRIVER_FILES",
+            "VK_ICD_FILENAMES",
+            "__EGL_VENDOR_LIBRARY_FILENAMES",
+        ] {
+            command.env(variable, "/nonexistent.json");
+        }
+        command
+    };
+    let message = refusal(&mut without(&["bench", "train", "--backend", "wgpu"]));
+    assert!(
+        message.contains("finds no device") && message.contains("mesa-vulkan-drivers"),
+        "{message}"
+    );
+    let report: Value =
+        serde_json::from_str(&stdout(&mut without(&["backends", "--json"]))).unwrap();
+    let reason = report["auto"]["reason"].as_str().unwrap();
+    assert!(reason.contains("wgpu finds no GPU"), "{reason}");
+}
+
+#[test]
+fn backends_are_listed() {
+    let bench = Bench::new();
+    let table = stdout(&mut bench.command(&["backends"]));
+    assert!(
+        table.contains("flex") && table.contains("auto picks"),
+        "{table}"
+    );
+    let report: Value =
+        serde_json::from_str(&stdout(&mut bench.command(&["backends", "--json"]))).unwrap();
+    assert_eq!(report["backends"].as_array().unwrap().len(), 8);
+    let flex = report["backends"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|backend| backend["name"] == "flex")
+        .unwrap();
+    assert_eq!(flex["compiled_in"], true);
+    assert_eq!(flex["devices"][0]["hardware"], "cpu");
+    // What it picks can be asked for.
+    let picked = report["auto"]["device"].as_str().unwrap();
+    let times = stdout(&mut bench.command(&[
+        "bench",
+        "train",
+        "--backend",
+        picked,
+        "--n-layers",
+        "1",
+        "--d-model",
+        "8",
+        "--n-heads",
+        "2",
+        "--context-length",
+        "4",
+        "--batch-size",
+        "1",
+        "--steps",
+        "3",
+        "--warmup",
+        "1",
+        "--json",
+    ]));
+    let times: Value = serde_json::from_str(&times).unwrap();
+    for key in [
+        "step_ms",
+        "forward_ms",
+        "backward_ms",
+        "optimizer_ms",
+        "tokens_per_second",
+    ] {
+        assert!(
+            times[key].as_f64().is_some_and(|value| value > 0.0),
+            "{key} in {times}"
+        );
+    }
+}
+
+/// The variable chooses where the option does not.
+#[test]
+fn the_environment_chooses_a_backend() {
+    let bench = Bench::new();
+    let train = ["train", "recipe.toml", "--corpus", "corpus.txt", "--json"];
+    let mut command = bench.command(&train);
+    let report: Value =
+        serde_json::from_str(&stdout(command.env("BURN_ZOO_BACKEND", "ndarray"))).unwrap();
+    assert_eq!(report["backend"], "ndarray");
+    let mut command = bench.command(&train);
+    assert!(refusal(command.env("BURN_ZOO_BACKEND", "abacus")).contains("abacus"));
+}
+
+#[cfg(unix)]
+mod unix {
+    use std::io::{BufRead, BufReader};
+    use std::os::unix::process::CommandExt;
+    use std::process::{Child, Stdio};
+
+    use super::*;
+
+    fn long_run(bench: &Bench) -> Child {
+        let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin("burn-zoo"));
+        command
+            .current_dir(bench.folder.path())
+            .args([
+                "train",
+                "recipe.toml",
+                "--corpus",
+                "corpus.txt",
+                "--backend",
+                "flex",
+                "--out",
+                "model",
+            ])
+            .args([
+                "--set",
+                "loop.iterations=1000000",
+                "--set",
+                "loop.eval_interval=1000000",
+            ])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command.spawn().unwrap()
+    }
+
+    /// Ctrl-C stops after the step, says how to go on, and going on works.
+    #[test]
+    fn ctrl_c_leaves_a_run_that_can_be_resumed() {
+        let bench = Bench::new();
+        let mut child = long_run(&bench);
+        let mut lines = BufReader::new(child.stderr.take().unwrap())
+            .lines()
+            .map(Result::unwrap);
+        lines
+            .find(|line| line.starts_with("step "))
+            .expect("training shows progress");
+        // SAFETY: a signal to our own child.
+        assert_eq!(unsafe { libc::kill(child.id() as i32, libc::SIGINT) }, 0);
+        let rest: Vec<String> = lines.collect();
+        assert_eq!(child.wait().unwrap().code(), Some(130), "{rest:?}");
+        let advice = "continue with: burn-zoo train --resume --out model";
+        assert!(rest.iter().any(|line| line.contains(advice)), "{rest:?}");
+
+        let steps: Vec<u64> = fs::read_dir(bench.path("model/training/checkpoint"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .map(|name| name.strip_prefix("step-").unwrap().parse().unwrap())
+            .collect();
+        let more = format!("loop.iterations={}", steps[0] + 5);
+        let resume = [
+            "train",
+            "--resume",
+            "--out",
+            "model",
+            "--backend",
+            "flex",
+            "--set",
+            &more,
+            "--json",
+        ];
+        let report: Value = serde_json::from_str(&stdout(&mut bench.command(&resume))).unwrap();
+        assert_eq!(report["iterations"], steps[0] + 5);
+    }
+
+    /// A disk that takes no more while a checkpoint is written: the run says so, and the checkpoint
+    /// before it is whole.
+    #[test]
+    fn a_full_disk_leaves_the_previous_checkpoint() {
+        let bench = Bench::new();
+        let model = bench.model();
+        let weights = fs::read(model.join("model.safetensors")).unwrap();
+        let arguments = [
+            "train",
+            "--resume",
+            "--out",
+            "model",
+            "--backend",
+            "flex",
+            "--set",
+            "loop.iterations=18",
+            "--json",
+        ];
+        let mut limited = std::process::Command::new(assert_cmd::cargo::cargo_bin("burn-zoo"));
+        limited.current_dir(bench.folder.path()).args(arguments);
+        // SAFETY: only calls that are safe between fork and exec. Files may not grow beyond 8 kB, and
+        // a write that would gives an error instead of a signal.
+        unsafe {
+            limited.pre_exec(|| {
+                libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+                let limit = libc::rlimit {
+                    rlim_cur: 8192,
+                    rlim_max: 8192,
+                };
+                match libc::setrlimit(libc::RLIMIT_FSIZE, &limit) {
+                    0 => Ok(()),
+                    _ => Err(std::io::Error::last_os_error()),
+                }
+            });
+        }
+        let message = refusal(&mut Command::from_std(limited));
+        assert!(message.contains("File too large"), "{message}");
+        assert_eq!(fs::read(model.join("model.safetensors")).unwrap(), weights);
+        assert!(
+            model
+                .join("training/checkpoint/step-12/state.json")
+                .exists()
+        );
+        assert!(!model.join("training/checkpoint/step-18").exists());
+
+        let report: Value = serde_json::from_str(&stdout(&mut bench.command(&arguments))).unwrap();
+        assert_eq!(report["iterations"], 18);
+    }
+}

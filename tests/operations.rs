@@ -1,0 +1,417 @@
+//! The operations against plain loops in 64-bit floats, their gradients against finite differences
+//! of those loops and against the composed form, on every backend.
+
+mod common;
+
+use burn::tensor::{Device, Tensor, activation};
+use burn_zoo::ops::{AttentionMask, NormKind, attention, normalize};
+use common::{assert_close, data, devices, normal, values};
+use proptest::prelude::*;
+
+/// The sizes of one attention.
+#[derive(Clone, Copy, Debug)]
+struct Sizes {
+    batch: usize,
+    n_kv_heads: usize,
+    group: usize,
+    seq_q: usize,
+    seq_k: usize,
+    head_dim: usize,
+    mask: AttentionMask,
+}
+
+impl Sizes {
+    fn query(&self) -> [usize; 4] {
+        let n_heads = self.n_kv_heads * self.group;
+        [self.batch, n_heads, self.seq_q, self.head_dim]
+    }
+
+    fn key(&self) -> [usize; 4] {
+        [self.batch, self.n_kv_heads, self.seq_k, self.head_dim]
+    }
+
+    /// Query, key, value, and the weights that make a scalar of the output.
+    fn inputs(&self) -> [Vec<f64>; 4] {
+        let count = |shape: [usize; 4]| shape.iter().product();
+        [
+            normal(1, count(self.query())),
+            normal(2, count(self.key())),
+            normal(3, count(self.key())),
+            normal(4, count(self.query())),
+        ]
+    }
+}
+
+/// Attention as its formula reads, one output row after the other.
+fn reference_attention(sizes: Sizes, query: &[f64], key: &[f64], value: &[f64]) -> Vec<f64> {
+    let Sizes {
+        group,
+        seq_q,
+        seq_k,
+        head_dim,
+        ..
+    } = sizes;
+    let row = |tensor: &[f64], head: usize, seq: usize, position: usize| {
+        let start = (head * seq + position) * head_dim;
+        tensor[start..start + head_dim].to_vec()
+    };
+    let mut output = Vec::new();
+    for head in 0..sizes.batch * sizes.n_kv_heads * group {
+        for position in 0..seq_q {
+            let q = row(query, head, seq_q, position);
+            let visible = match sizes.mask {
+                AttentionMask::Full => seq_k,
+                AttentionMask::Causal => seq_k - seq_q + position + 1,
+            };
+            let scores: Vec<f64> = (0..visible)
+                .map(|j| {
+                    let k = row(key, head / group, seq_k, j);
+                    let dot: f64 = q.iter().zip(&k).map(|(q, k)| q * k).sum();
+                    (dot / (head_dim as f64).sqrt()).exp()
+                })
+                .collect();
+            let total: f64 = scores.iter().sum();
+            for channel in 0..head_dim {
+                let weighted = scores.iter().enumerate().map(|(j, score)| {
+                    score / total * value[((head / group) * seq_k + j) * head_dim + channel]
+                });
+                output.push(weighted.sum());
+            }
+        }
+    }
+    output
+}
+
+/// The same from tracked tensor operations, with the key/value heads repeated.
+fn composed_attention(
+    sizes: Sizes,
+    query: Tensor<4>,
+    key: Tensor<4>,
+    value: Tensor<4>,
+) -> Tensor<4> {
+    let repeat = |tensor: Tensor<4>| {
+        let [batch, n_kv_heads, seq, head_dim] = tensor.dims();
+        tensor
+            .unsqueeze_dim::<5>(2)
+            .repeat_dim(2, sizes.group)
+            .reshape([batch, n_kv_heads * sizes.group, seq, head_dim])
+    };
+    let scores = query.matmul(repeat(key).transpose()) / (sizes.head_dim as f64).sqrt();
+    let hidden: Vec<f64> = (0..sizes.seq_q * sizes.seq_k)
+        .map(|index| {
+            let (position, j) = (index / sizes.seq_k, index % sizes.seq_k);
+            let is_hidden =
+                sizes.mask == AttentionMask::Causal && j > sizes.seq_k - sizes.seq_q + position;
+            if is_hidden { -1e9 } else { 0.0 }
+        })
+        .collect();
+    let bias = Tensor::<2>::from_data(data(&hidden, [sizes.seq_q, sizes.seq_k]), &scores.device());
+    activation::softmax(scores + bias.unsqueeze(), 3).matmul(repeat(value))
+}
+
+/// Central differences of `f` at `x`.
+fn differences(f: impl Fn(&[f64]) -> f64, x: &[f64]) -> Vec<f64> {
+    const STEP: f64 = 1e-5;
+    (0..x.len())
+        .map(|index| {
+            let shifted = |step: f64| {
+                let mut x = x.to_vec();
+                x[index] += step;
+                f(&x)
+            };
+            (shifted(STEP) - shifted(-STEP)) / (2.0 * STEP)
+        })
+        .collect()
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+/// The output, and the gradients of `sum(weights · output)` for query, key and value.
+fn with_gradients(
+    sizes: Sizes,
+    device: &Device,
+    attend: impl Fn(Tensor<4>, Tensor<4>, Tensor<4>) -> Tensor<4>,
+) -> [Vec<f64>; 4] {
+    let device = device.clone().autodiff();
+    let [query, key, value, weights] = sizes.inputs();
+    let tensor = |values: &[f64], shape| Tensor::<4>::from_data(data(values, shape), &device);
+    let query = tensor(&query, sizes.query()).require_grad();
+    let key = tensor(&key, sizes.key()).require_grad();
+    let value = tensor(&value, sizes.key()).require_grad();
+    let output = attend(query.clone(), key.clone(), value.clone());
+    let grads = (output.clone() * tensor(&weights, sizes.query()))
+        .sum()
+        .backward();
+    let grad = |tensor: Tensor<4>| values(tensor.grad(&grads).expect("it takes part"));
+    [values(output.inner()), grad(query), grad(key), grad(value)]
+}
+
+/// Without gradients, with them, and against both references.
+fn check_attention(sizes: Sizes, device: &Device, name: &str) {
+    let what = format!("{name}, {sizes:?}");
+    let [query, key, value, weights] = sizes.inputs();
+    let expected = reference_attention(sizes, &query, &key, &value);
+
+    let tensor = |values: &[f64], shape| Tensor::<4>::from_data(data(values, shape), device);
+    let plain = attention(
+        tensor(&query, sizes.query()),
+        tensor(&key, sizes.key()),
+        tensor(&value, sizes.key()),
+        sizes.mask,
+    );
+    assert_close(
+        &values(plain),
+        &expected,
+        2e-5,
+        &format!("{what}, inference"),
+    );
+
+    let ours = with_gradients(sizes, device, |q, k, v| attention(q, k, v, sizes.mask));
+    let composed = with_gradients(sizes, device, |q, k, v| composed_attention(sizes, q, k, v));
+    let by_query = |q: &[f64]| dot(&reference_attention(sizes, q, &key, &value), &weights);
+    let by_key = |k: &[f64]| dot(&reference_attention(sizes, &query, k, &value), &weights);
+    let by_value = |v: &[f64]| dot(&reference_attention(sizes, &query, &key, v), &weights);
+    let by_differences = [
+        expected.clone(),
+        differences(by_query, &query),
+        differences(by_key, &key),
+        differences(by_value, &value),
+    ];
+    for (index, part) in ["output", "query", "key", "value"].iter().enumerate() {
+        let expected = &by_differences[index];
+        assert_close(
+            &ours[index],
+            expected,
+            5e-5,
+            &format!("{what}, {part}, differences"),
+        );
+        assert_close(
+            &ours[index],
+            &composed[index],
+            5e-5,
+            &format!("{what}, {part}, composed"),
+        );
+    }
+}
+
+#[test]
+fn attention_is_right_on_every_backend() {
+    let full = Sizes {
+        batch: 2,
+        n_kv_heads: 2,
+        group: 1,
+        seq_q: 5,
+        seq_k: 5,
+        head_dim: 4,
+        mask: AttentionMask::Full,
+    };
+    let causal = Sizes {
+        mask: AttentionMask::Causal,
+        ..full
+    };
+    let cases = [
+        full,
+        causal,
+        // Two query heads for each key/value head.
+        Sizes { group: 2, ..causal },
+        // The last three of seven positions.
+        Sizes {
+            seq_q: 3,
+            seq_k: 7,
+            group: 2,
+            ..causal
+        },
+        // One new token.
+        Sizes {
+            seq_q: 1,
+            seq_k: 6,
+            ..causal
+        },
+        // Cross-attention has its own length.
+        Sizes {
+            seq_q: 3,
+            seq_k: 7,
+            ..full
+        },
+    ];
+    for found in devices() {
+        for sizes in cases {
+            check_attention(sizes, &found.device, &found.name);
+        }
+    }
+}
+
+/// The sizes of one normalisation.
+#[derive(Clone, Copy, Debug)]
+struct Rows {
+    rows: usize,
+    d_model: usize,
+    kind: NormKind,
+    bias: bool,
+}
+
+const EPSILON: f64 = 1e-5;
+
+fn reference_norm(sizes: Rows, input: &[f64], weight: &[f64], bias: &[f64]) -> Vec<f64> {
+    let mut output = Vec::new();
+    for row in input.chunks(sizes.d_model) {
+        let mean = |values: &mut dyn Iterator<Item = f64>| values.sum::<f64>() / row.len() as f64;
+        let centre = match sizes.kind {
+            NormKind::Layer => mean(&mut row.iter().copied()),
+            NormKind::Rms => 0.0,
+        };
+        let variance = mean(&mut row.iter().map(|x| (x - centre) * (x - centre)));
+        for ((x, weight), bias) in row.iter().zip(weight).zip(bias) {
+            let shift = if sizes.bias { *bias } else { 0.0 };
+            output.push((x - centre) / (variance + EPSILON).sqrt() * weight + shift);
+        }
+    }
+    output
+}
+
+fn check_norm(sizes: Rows, device: &Device, name: &str) {
+    let what = format!("{name}, {sizes:?}");
+    let Rows {
+        rows,
+        d_model,
+        kind,
+        bias,
+    } = sizes;
+    let input = normal(5, rows * d_model);
+    let [scale, shift] = [normal(6, d_model), normal(7, d_model)];
+    let weights = normal(8, rows * d_model);
+    let expected = reference_norm(sizes, &input, &scale, &shift);
+
+    let autodiff = device.clone().autodiff();
+    for device in [device, &autodiff] {
+        let matrix = Tensor::<2>::from_data(data(&input, [rows, d_model]), device);
+        let vector = |values: &[f64]| Tensor::<1>::from_data(data(values, [d_model]), device);
+        let bias = bias.then(|| vector(&shift));
+        let output = normalize(matrix, vector(&scale), bias, kind, EPSILON);
+        assert_close(&values(output), &expected, 2e-5, &what);
+    }
+
+    let matrix = Tensor::<2>::from_data(data(&input, [rows, d_model]), &autodiff).require_grad();
+    let vector =
+        |values: &[f64]| Tensor::<1>::from_data(data(values, [d_model]), &autodiff).require_grad();
+    let (scale_tensor, shift_tensor) = (vector(&scale), vector(&shift));
+    let bias_tensor = bias.then(|| shift_tensor.clone());
+    let output = normalize(
+        matrix.clone(),
+        scale_tensor.clone(),
+        bias_tensor,
+        kind,
+        EPSILON,
+    );
+    let upstream = Tensor::<2>::from_data(data(&weights, [rows, d_model]), &autodiff);
+    let grads = (output * upstream).sum().backward();
+
+    let by_input = |x: &[f64]| dot(&reference_norm(sizes, x, &scale, &shift), &weights);
+    let by_scale = |w: &[f64]| dot(&reference_norm(sizes, &input, w, &shift), &weights);
+    let by_shift = |b: &[f64]| dot(&reference_norm(sizes, &input, &scale, b), &weights);
+    let found = values(matrix.grad(&grads).expect("the input takes part"));
+    assert_close(
+        &found,
+        &differences(by_input, &input),
+        5e-5,
+        &format!("{what}, input"),
+    );
+    let found = values(scale_tensor.grad(&grads).expect("the weight takes part"));
+    assert_close(
+        &found,
+        &differences(by_scale, &scale),
+        5e-5,
+        &format!("{what}, weight"),
+    );
+    match (bias, shift_tensor.grad(&grads)) {
+        (true, Some(grad)) => {
+            let expected = differences(by_shift, &shift);
+            assert_close(&values(grad), &expected, 5e-5, &format!("{what}, bias"));
+        }
+        (false, None) => {}
+        (bias, grad) => panic!("{what}: bias {bias}, gradient {grad:?}"),
+    }
+}
+
+#[test]
+fn normalisation_is_right_on_every_backend() {
+    for found in devices() {
+        for (kind, bias) in [
+            (NormKind::Layer, true),
+            (NormKind::Layer, false),
+            (NormKind::Rms, false),
+            (NormKind::Rms, true),
+        ] {
+            let sizes = Rows {
+                rows: 3,
+                d_model: 8,
+                kind,
+                bias,
+            };
+            check_norm(sizes, &found.device, &found.name);
+        }
+    }
+}
+
+/// What takes no part in a gradient gets none, and does not stand in the way of the others.
+#[test]
+fn gradients_skip_what_is_not_tracked() {
+    for found in devices() {
+        let device = found.device.clone().autodiff();
+        let shape = [1, 2, 3, 4];
+        let tensor = |seed| Tensor::<4>::from_data(data(&normal(seed, 24), shape), &device);
+        let (query, key, value) = (tensor(1), tensor(2), tensor(3).require_grad());
+        let output = attention(
+            query.clone(),
+            key.clone(),
+            value.clone(),
+            AttentionMask::Causal,
+        );
+        let grads = output.sum().backward();
+        assert!(value.grad(&grads).is_some(), "{}", found.name);
+        assert!(
+            query.grad(&grads).is_none() && key.grad(&grads).is_none(),
+            "{}",
+            found.name
+        );
+    }
+}
+
+fn processor() -> Device {
+    burn_zoo::backend::find("flex")
+        .expect("flex is a default feature")
+        .device
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn attention_is_right_for_any_sizes(
+        batch in 1usize..3,
+        n_kv_heads in 1usize..4,
+        group in 1usize..4,
+        seq_q in 1usize..6,
+        past in 0usize..5,
+        head_dim in 1usize..7,
+        causal: bool,
+    ) {
+        let mask = if causal { AttentionMask::Causal } else { AttentionMask::Full };
+        let seq_k = seq_q + past;
+        let sizes = Sizes { batch, n_kv_heads, group, seq_q, seq_k, head_dim, mask };
+        check_attention(sizes, &processor(), "flex");
+    }
+
+    #[test]
+    fn normalisation_is_right_for_any_sizes(
+        rows in 1usize..6,
+        d_model in 2usize..20,
+        layer: bool,
+        bias: bool,
+    ) {
+        let kind = if layer { NormKind::Layer } else { NormKind::Rms };
+        check_norm(Rows { rows, d_model, kind, bias }, &processor(), "flex");
+    }
+}

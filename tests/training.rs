@@ -1,0 +1,503 @@
+//! Training: the same on every backend, resumable, and stopped before it does harm.
+
+mod common;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::optim::{GradientsAccumulator, GradientsParams};
+use burn::tensor::{Device, Int, Tensor};
+use burn_train::{Interrupter, TrainStep};
+use burn_zoo::{
+    OWN_TEXT,
+    data::{
+        corpus::Corpus,
+        tokenizer::{Tokenizer, TokenizerConfig},
+        windows::TokenBatch,
+    },
+    models::gpt::GptConfig,
+    nn::{LanguageModel, Transformer, init},
+    train::{
+        Recipe,
+        checkpoint::Checkpoints,
+        objective::CausalLm,
+        optimizer::{OptimizerConfig, clip_by_global_norm},
+        recipe::{EarlyStopping, LoopConfig},
+        schedule::ScheduleConfig,
+        step_loop::{End, Record},
+        trainer::{FitError, Fitted, Session, Splits, TrainerConfig, fit},
+    },
+};
+use common::{assert_close, devices, values};
+
+fn processor() -> Device {
+    burn_zoo::backend::find("flex")
+        .expect("flex is a default feature")
+        .device
+}
+
+/// The first characters of the zoo's own text as character tokens, and how many different ones.
+fn own_tokens() -> (Splits, usize) {
+    let text: String = OWN_TEXT.chars().take(20_000).collect();
+    let tokenizer = Tokenizer::train(&TokenizerConfig::Char, &text).unwrap();
+    let corpus = Corpus::split(&text, 0.1);
+    let encode = |text: &str| tokenizer.encode(text).unwrap().into();
+    let splits = Splits {
+        train: encode(&corpus.train),
+        valid: encode(&corpus.valid),
+    };
+    (splits, tokenizer.vocab_size())
+}
+
+const MODEL: GptConfig = GptConfig {
+    n_layers: 2,
+    n_heads: 4,
+    n_kv_heads: Some(2),
+    d_model: 32,
+    d_ff: None,
+    context_length: 16,
+    dropout: 0.0,
+    bias: true,
+    tied_head: true,
+    activation: burn_zoo::nn::feed_forward::Activation::GeluTanh,
+};
+
+fn model(config: &GptConfig, vocab_size: usize, device: &Device) -> Transformer {
+    init::seed(7);
+    config.transformer(vocab_size).unwrap().init(device)
+}
+
+fn config(iterations: usize) -> TrainerConfig {
+    TrainerConfig {
+        seed: 7,
+        context_length: MODEL.context_length,
+        optimizer: OptimizerConfig {
+            clip_norm: Some(1.0),
+            ..OptimizerConfig::new(3e-3)
+        },
+        schedule: ScheduleConfig::Cosine {
+            warmup_iterations: 5,
+            min_learning_rate: 3e-4,
+        },
+        training: LoopConfig::new(iterations, 4),
+    }
+}
+
+/// Keeps what the loop reports.
+fn recorder() -> (Arc<Mutex<Vec<Record>>>, Arc<dyn Fn(Record) + Send + Sync>) {
+    let records = Arc::new(Mutex::new(Vec::new()));
+    let copy = records.clone();
+    (
+        records,
+        Arc::new(move |record| copy.lock().unwrap().push(record)),
+    )
+}
+
+fn train_losses(records: &Mutex<Vec<Record>>) -> Vec<f64> {
+    let loss = |record: &Record| match *record {
+        Record::Train { loss, .. } => Some(loss),
+        Record::Valid { .. } => None,
+    };
+    records.lock().unwrap().iter().filter_map(loss).collect()
+}
+
+fn parameters<M: Module>(module: &M) -> Vec<f64> {
+    #[derive(Default)]
+    struct Collect(Vec<f64>);
+    impl ModuleVisitor for Collect {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            self.0.extend(values(param.val().inner()));
+        }
+    }
+    let mut collect = Collect::default();
+    module.visit(&mut collect);
+    collect.0
+}
+
+#[test]
+fn every_backend_gives_the_same_losses() {
+    let (splits, vocab_size) = own_tokens();
+    let mut curves = Vec::new();
+    for found in devices() {
+        let (records, on_record) = recorder();
+        let session = Session {
+            on_record,
+            ..Session::default()
+        };
+        let model = model(&MODEL, vocab_size, &found.device);
+        let fitted = fit(model, &splits, &config(20), &found.device, session).unwrap();
+        assert_eq!(fitted.outcome.end, End::Finished);
+        curves.push((found.name, train_losses(&records)));
+    }
+    let (first, expected) = &curves[0];
+    assert_eq!(expected.len(), 20);
+    assert!(
+        expected[19] < expected[0] - 0.2,
+        "{first} learns nothing: {expected:?}"
+    );
+    for (name, losses) in &curves[1..] {
+        for (step, (found, expected)) in losses.iter().zip(expected).enumerate() {
+            let relative = (found - expected).abs() / expected;
+            assert!(
+                relative < 1e-3,
+                "step {step}: {name} {found}, {first} {expected}"
+            );
+        }
+    }
+}
+
+/// Interrupted twice, once before the first evaluation, with dropout, accumulation, and the schedule
+/// half-way: the losses and the parameters are bit for bit those of a run that was left alone.
+#[test]
+fn a_resumed_run_is_the_unbroken_run() {
+    let (splits, vocab_size) = own_tokens();
+    let device = processor();
+    let mut config = config(40);
+    config.training.accumulation = 2;
+    config.training.eval_interval = 15;
+    let sizes = GptConfig {
+        dropout: 0.2,
+        ..MODEL
+    };
+
+    let unbroken = tempfile::tempdir().unwrap();
+    let (expected, on_record) = recorder();
+    let session = Session {
+        folder: Some(unbroken.path().to_owned()),
+        on_record,
+        ..Session::default()
+    };
+    let expected_model = fit(
+        model(&sizes, vocab_size, &device),
+        &splits,
+        &config,
+        &device,
+        session,
+    )
+    .unwrap()
+    .model;
+
+    let broken = tempfile::tempdir().unwrap();
+    let (found, on_record) = recorder();
+    let mut resume = false;
+    let mut last = None;
+    for stop_at in [9, 22, usize::MAX] {
+        let interrupter = Interrupter::new();
+        let handle = interrupter.clone();
+        let record = on_record.clone();
+        let session = Session {
+            folder: Some(broken.path().to_owned()),
+            resume,
+            interrupter,
+            on_record: Arc::new(move |event| {
+                record(event);
+                if matches!(event, Record::Train { step, .. } if step == stop_at) {
+                    handle.stop(None);
+                }
+            }),
+            ..Session::default()
+        };
+        // Another start, which the checkpoint must replace.
+        init::seed(1234);
+        let start = sizes.transformer(vocab_size).unwrap().init(&device);
+        let start = if resume {
+            start
+        } else {
+            model(&sizes, vocab_size, &device)
+        };
+        let fitted = fit(start, &splits, &config, &device, session).unwrap();
+        let expected_end = if stop_at == usize::MAX {
+            End::Finished
+        } else {
+            End::Interrupted
+        };
+        assert_eq!(fitted.outcome.end, expected_end);
+        last = Some(fitted.model);
+        resume = true;
+    }
+    let bits = |losses: Vec<f64>| losses.into_iter().map(f64::to_bits).collect::<Vec<_>>();
+    assert_eq!(bits(train_losses(&found)), bits(train_losses(&expected)));
+    let [found, expected] = [last.unwrap(), expected_model].map(|model| parameters(&model));
+    assert_eq!(bits(found), bits(expected));
+}
+
+/// The gradients of two batches, each weighted by its share, are those of both as one batch.
+#[test]
+fn accumulated_gradients_are_those_of_one_large_batch() {
+    for found in devices() {
+        let device = found.device.clone().autodiff();
+        let objective = CausalLm::new(model(&MODEL, 11, &device), None);
+        let tokens = |first: i64, rows: i64| {
+            let count = rows * MODEL.context_length as i64;
+            let values: Vec<i64> = (0..count).map(|i| (first + i * i * 7 + i) % 11).collect();
+            Tensor::<1, Int>::from_data(values.as_slice(), &device)
+                .reshape([rows as usize, MODEL.context_length])
+        };
+        let batch = |inputs: Tensor<2, Int>, targets: Tensor<2, Int>, share| TokenBatch {
+            inputs,
+            targets,
+            share,
+        };
+        let inputs = [tokens(0, 2), tokens(5, 2)];
+        let targets = [tokens(3, 2), tokens(8, 2)];
+        let whole = batch(
+            Tensor::cat(inputs.to_vec(), 0),
+            Tensor::cat(targets.to_vec(), 0),
+            1.0,
+        );
+        let expected = TrainStep::step(&objective, whole).grads;
+        let mut accumulator = GradientsAccumulator::new();
+        for (inputs, targets) in inputs.into_iter().zip(targets) {
+            let output = TrainStep::step(&objective, batch(inputs, targets, 0.5));
+            accumulator.accumulate(&objective, output.grads);
+        }
+        let [found_grads, expected] =
+            [accumulator.grads(), expected].map(|grads| gradients(&objective, &grads));
+        assert_close(&found_grads, &expected, 1e-6, &found.name);
+    }
+}
+
+fn gradients<M: Module>(module: &M, grads: &GradientsParams) -> Vec<f64> {
+    struct Collect<'a>(&'a GradientsParams, Vec<f64>);
+    impl ModuleVisitor for Collect<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            self.1.extend(values(
+                self.0
+                    .get::<D>(param.id)
+                    .expect("every parameter takes part"),
+            ));
+        }
+    }
+    let mut collect = Collect(grads, Vec::new());
+    module.visit(&mut collect);
+    collect.1
+}
+
+#[test]
+fn clipping_keeps_the_direction_and_bounds_the_norm() {
+    let device = processor().autodiff();
+    let objective = CausalLm::new(model(&MODEL, 11, &device), None);
+    let inputs = Tensor::<2, Int>::ones([2, MODEL.context_length], &device);
+    let batch = TokenBatch {
+        targets: inputs.clone() * 3,
+        inputs,
+        share: 1.0,
+    };
+    let grads = || TrainStep::step(&objective, batch.clone()).grads;
+    let whole = gradients(&objective, &grads());
+    let norm = whole.iter().map(|x| x * x).sum::<f64>().sqrt();
+
+    let clipped = clip_by_global_norm(&objective, grads(), norm as f32 / 4.0);
+    let quarter: Vec<f64> = whole.iter().map(|x| x / 4.0).collect();
+    assert_close(&gradients(&objective, &clipped), &quarter, 1e-5, "clipped");
+    let untouched = clip_by_global_norm(&objective, grads(), norm as f32 * 2.0);
+    assert_eq!(gradients(&objective, &untouched), whole);
+}
+
+/// Biases and norms do not decay: with no gradient to speak of, only matrices shrink.
+#[test]
+fn only_matrices_decay() {
+    struct Zero(GradientsParams);
+    impl ModuleVisitor for Zero {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            self.0.register(param.id, param.val().inner().zeros_like());
+        }
+    }
+    /// Ones everywhere, so that what shrinks shows.
+    struct Ones;
+    impl ModuleMapper for Ones {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            param.map(|tensor| tensor.ones_like())
+        }
+    }
+    let device = processor().autodiff();
+    let model = model(&MODEL, 11, &device).map(&mut Ones);
+    let mut optimizer = OptimizerConfig {
+        weight_decay: 0.5,
+        ..OptimizerConfig::new(0.1)
+    }
+    .init(&model);
+    let mut zero = Zero(GradientsParams::new());
+    model.visit(&mut zero);
+    let model = optimizer.step(0.1, model, zero.0);
+
+    struct Check;
+    impl ModuleVisitor for Check {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let expected = if D == 1 { 1.0 } else { 1.0 - 0.1 * 0.5 };
+            let found = values(param.val().inner());
+            assert_close(
+                &found,
+                &vec![expected; found.len()],
+                1e-6,
+                &format!("rank {D}"),
+            );
+        }
+    }
+    model.visit(&mut Check);
+}
+
+/// A model whose logits are poisoned from some forward pass on.
+#[derive(Module, Debug)]
+struct Poisoned {
+    model: Transformer,
+    #[module(skip)]
+    remaining: Arc<AtomicUsize>,
+}
+
+impl LanguageModel for Poisoned {
+    fn forward(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
+        let logits = self.model.forward(tokens);
+        let healthy = self
+            .remaining
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1))
+            .is_ok();
+        if healthy { logits } else { logits * f32::NAN }
+    }
+}
+
+#[test]
+fn a_loss_that_is_not_a_number_stops_the_run() {
+    let splits = Splits {
+        train: vec![0, 1].repeat(100).into(),
+        valid: vec![0, 1].repeat(9).into(),
+    };
+    let device = processor();
+    let mut config = config(30);
+    config.training.eval_interval = 5;
+    let folder = tempfile::tempdir().unwrap();
+    let poisoned = |remaining| Poisoned {
+        model: model(&MODEL, 2, &device),
+        remaining: Arc::new(AtomicUsize::new(remaining)),
+    };
+    let session = || Session {
+        folder: Some(folder.path().to_owned()),
+        ..Session::default()
+    };
+    // 5 steps, an evaluation of 2 batches, 4 steps: the tenth is poisoned.
+    match fit(poisoned(11), &splits, &config, &device, session()) {
+        Err(
+            error @ FitError::NonFiniteLoss {
+                step: 10,
+                last_good: Some(5),
+            },
+        ) => {
+            let message = error.to_string();
+            assert!(
+                message.contains("at step 10") && message.contains("step 5"),
+                "{message}"
+            );
+        }
+        Err(other) => panic!("{other}"),
+        Ok(_) => panic!("the loss was not a number"),
+    }
+    // The checkpoint is whole: the run continues from it.
+    let session = Session {
+        resume: true,
+        ..session()
+    };
+    let Fitted { outcome, .. } =
+        fit(poisoned(usize::MAX), &splits, &config, &device, session).unwrap();
+    assert_eq!((outcome.end, outcome.state.step), (End::Finished, 30));
+}
+
+#[test]
+fn early_stopping_keeps_the_best_model() {
+    // What is learned is wrong for what is held out, so that the first evaluation is the best.
+    let splits = Splits {
+        train: vec![0, 1, 2, 3].repeat(50).into(),
+        valid: vec![3, 2, 1, 0].repeat(50).into(),
+    };
+    let device = processor();
+    let mut config = config(500);
+    config.training.eval_interval = 10;
+    config.training.keep_checkpoints = 1;
+    config.training.early_stopping = Some(EarlyStopping { patience: 3 });
+    let folder = tempfile::tempdir().unwrap();
+    let (records, on_record) = recorder();
+    let session = Session {
+        folder: Some(folder.path().to_owned()),
+        on_record,
+        ..Session::default()
+    };
+    let fitted = fit(
+        model(&MODEL, 4, &device),
+        &splits,
+        &config,
+        &device,
+        session,
+    )
+    .unwrap();
+    assert_eq!(fitted.outcome.end, End::EarlyStopped);
+    let best = fitted.outcome.state.best.unwrap();
+    assert_eq!(fitted.outcome.state.step, best.step + 3 * 10);
+    let evaluations: Vec<(usize, f64)> = records
+        .lock()
+        .unwrap()
+        .iter()
+        .filter_map(|record| match *record {
+            Record::Valid { step, valid_loss } => Some((step, valid_loss)),
+            Record::Train { .. } => None,
+        })
+        .collect();
+    let lowest = evaluations
+        .iter()
+        .copied()
+        .min_by(|a, b| a.1.total_cmp(&b.1))
+        .unwrap();
+    assert_eq!(lowest, (best.step, best.loss));
+
+    // The model that is returned is the one that gave that loss.
+    let seq = MODEL.context_length;
+    let n = (splits.valid.len() - 1) / seq * seq;
+    let rows = |shift: usize| {
+        let values: Vec<i64> = splits.valid[shift..shift + n]
+            .iter()
+            .map(|&t| t.into())
+            .collect();
+        Tensor::<1, Int>::from_data(values.as_slice(), &device).reshape([n / seq, seq])
+    };
+    let loss = CausalLm::new(fitted.model, None).loss(rows(0), rows(1));
+    // All but the last few predictions.
+    assert!((values(loss)[0] - best.loss).abs() < 0.02);
+}
+
+#[test]
+fn old_checkpoints_go_but_the_best_stays() {
+    let (splits, vocab_size) = own_tokens();
+    let device = processor();
+    let mut config = config(25);
+    config.training.eval_interval = 5;
+    config.training.keep_checkpoints = 2;
+    let folder = tempfile::tempdir().unwrap();
+    let session = Session {
+        folder: Some(folder.path().to_owned()),
+        ..Session::default()
+    };
+    let fitted = fit(
+        model(&MODEL, vocab_size, &device),
+        &splits,
+        &config,
+        &device,
+        session,
+    )
+    .unwrap();
+    let checkpoints = Checkpoints::open(&folder.path().join("checkpoint"), 2).unwrap();
+    let best = fitted.outcome.state.best.unwrap().step;
+    let expected = std::collections::BTreeSet::from([best, 20, 25]);
+    assert_eq!(checkpoints.steps(), expected);
+}
+
+/// The recipes in the repository are recipes.
+#[test]
+fn the_example_recipes_are_valid() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/recipes");
+    let mut count = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        Recipe::read(&path, &[]).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        count += 1;
+    }
+    assert!(count >= 2);
+}
