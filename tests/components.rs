@@ -13,17 +13,11 @@ use burn_zoo::nn::{
     init,
     norm::NormConfig,
 };
-use common::{assert_close, data, devices, normal, values};
+use common::{assert_close, data, devices, normal, processor, values};
 use proptest::prelude::*;
 
 const VOCAB: usize = 13;
 const CONTEXT: usize = 8;
-
-fn processor() -> Device {
-    burn_zoo::backend::find("flex")
-        .expect("flex is a default feature")
-        .device
-}
 
 fn block(d_model: usize) -> impl Strategy<Value = BlockConfig> {
     let attention = (1usize..4, 1usize..3, 1usize..5, any::<bool>()).prop_map(

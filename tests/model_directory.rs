@@ -14,7 +14,7 @@ use burn_zoo::{
         HeadConfig, LanguageModel, TransformerConfig, block::BlockConfig, init, norm::NormConfig,
     },
 };
-use common::{devices, values};
+use common::{devices, processor, values};
 
 fn config() -> TransformerConfig {
     let blocks = vec![
@@ -29,12 +29,6 @@ fn saved(device: &Device) -> tempfile::TempDir {
     init::seed(1);
     directory::save(&config().init(device), &config(), folder.path()).unwrap();
     folder
-}
-
-fn processor() -> Device {
-    burn_zoo::backend::find("flex")
-        .expect("flex is a default feature")
-        .device
 }
 
 #[test]

@@ -5,7 +5,7 @@ mod common;
 
 use burn::tensor::{Device, Tensor, activation};
 use burn_zoo::ops::{AttentionMask, NormKind, attention, normalize};
-use common::{assert_close, data, devices, normal, values};
+use common::{assert_close, data, devices, normal, processor, values};
 use proptest::prelude::*;
 
 /// The sizes of one attention.
@@ -377,12 +377,6 @@ fn gradients_skip_what_is_not_tracked() {
             found.name
         );
     }
-}
-
-fn processor() -> Device {
-    burn_zoo::backend::find("flex")
-        .expect("flex is a default feature")
-        .device
 }
 
 proptest! {

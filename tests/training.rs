@@ -1,119 +1,32 @@
-//! Training: the same on every backend, resumable, and stopped before it does harm.
+//! Training: the same on every backend, and stopped before it does harm.
 
 mod common;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::optim::{GradientsAccumulator, GradientsParams};
-use burn::tensor::{Device, Int, Tensor};
-use burn_train::{Interrupter, TrainStep};
+use burn::tensor::{Int, Tensor};
+use burn_train::TrainStep;
 use burn_zoo::{
-    OWN_TEXT,
-    data::{
-        corpus::Corpus,
-        tokenizer::{Tokenizer, TokenizerConfig},
-        windows::TokenBatch,
-    },
-    models::gpt::GptConfig,
-    nn::{LanguageModel, Transformer, init},
+    data::windows::TokenBatch,
+    nn::{LanguageModel, Transformer},
     train::{
         Recipe,
         checkpoint::Checkpoints,
         objective::CausalLm,
         optimizer::{OptimizerConfig, clip_by_global_norm},
-        recipe::{EarlyStopping, LoopConfig},
-        schedule::ScheduleConfig,
+        recipe::EarlyStopping,
         step_loop::{End, Record},
-        trainer::{FitError, Fitted, Session, Splits, TrainerConfig, fit},
+        trainer::{FitError, Fitted, Session, Splits, fit},
     },
 };
-use common::{assert_close, devices, values};
-
-fn processor() -> Device {
-    burn_zoo::backend::find("flex")
-        .expect("flex is a default feature")
-        .device
-}
-
-/// The first characters of the zoo's own text as character tokens, and how many different ones.
-fn own_tokens() -> (Splits, usize) {
-    let text: String = OWN_TEXT.chars().take(20_000).collect();
-    let tokenizer = Tokenizer::train(&TokenizerConfig::Char, &text).unwrap();
-    let corpus = Corpus::split(&text, 0.1);
-    let encode = |text: &str| tokenizer.encode(text).unwrap().into();
-    let splits = Splits {
-        train: encode(&corpus.train),
-        valid: encode(&corpus.valid),
-    };
-    (splits, tokenizer.vocab_size())
-}
-
-const MODEL: GptConfig = GptConfig {
-    n_layers: 2,
-    n_heads: 4,
-    n_kv_heads: Some(2),
-    d_model: 32,
-    d_ff: None,
-    context_length: 16,
-    dropout: 0.0,
-    bias: true,
-    tied_head: true,
-    activation: burn_zoo::nn::feed_forward::Activation::GeluTanh,
+use common::{
+    assert_close, devices, processor,
+    training::{MODEL, config, model, own_tokens, recorder, train_losses},
+    values,
 };
-
-fn model(config: &GptConfig, vocab_size: usize, device: &Device) -> Transformer {
-    init::seed(7);
-    config.transformer(vocab_size).unwrap().init(device)
-}
-
-fn config(iterations: usize) -> TrainerConfig {
-    TrainerConfig {
-        seed: 7,
-        context_length: MODEL.context_length,
-        optimizer: OptimizerConfig {
-            clip_norm: Some(1.0),
-            ..OptimizerConfig::new(3e-3)
-        },
-        schedule: ScheduleConfig::Cosine {
-            warmup_iterations: 5,
-            min_learning_rate: 3e-4,
-        },
-        training: LoopConfig::new(iterations, 4),
-    }
-}
-
-/// Keeps what the loop reports.
-fn recorder() -> (Arc<Mutex<Vec<Record>>>, Arc<dyn Fn(Record) + Send + Sync>) {
-    let records = Arc::new(Mutex::new(Vec::new()));
-    let copy = records.clone();
-    (
-        records,
-        Arc::new(move |record| copy.lock().unwrap().push(record)),
-    )
-}
-
-fn train_losses(records: &Mutex<Vec<Record>>) -> Vec<f64> {
-    let loss = |record: &Record| match *record {
-        Record::Train { loss, .. } => Some(loss),
-        Record::Valid { .. } => None,
-    };
-    records.lock().unwrap().iter().filter_map(loss).collect()
-}
-
-fn parameters<M: Module>(module: &M) -> Vec<f64> {
-    #[derive(Default)]
-    struct Collect(Vec<f64>);
-    impl ModuleVisitor for Collect {
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            self.0.extend(values(param.val().inner()));
-        }
-    }
-    let mut collect = Collect::default();
-    module.visit(&mut collect);
-    collect.0
-}
 
 #[test]
 fn every_backend_gives_the_same_losses() {
@@ -145,81 +58,6 @@ fn every_backend_gives_the_same_losses() {
             );
         }
     }
-}
-
-/// Interrupted twice, once before the first evaluation, with dropout, accumulation, and the schedule
-/// half-way: the losses and the parameters are bit for bit those of a run that was left alone.
-#[test]
-fn a_resumed_run_is_the_unbroken_run() {
-    let (splits, vocab_size) = own_tokens();
-    let device = processor();
-    let mut config = config(40);
-    config.training.accumulation = 2;
-    config.training.eval_interval = 15;
-    let sizes = GptConfig {
-        dropout: 0.2,
-        ..MODEL
-    };
-
-    let unbroken = tempfile::tempdir().unwrap();
-    let (expected, on_record) = recorder();
-    let session = Session {
-        folder: Some(unbroken.path().to_owned()),
-        on_record,
-        ..Session::default()
-    };
-    let expected_model = fit(
-        model(&sizes, vocab_size, &device),
-        &splits,
-        &config,
-        &device,
-        session,
-    )
-    .unwrap()
-    .model;
-
-    let broken = tempfile::tempdir().unwrap();
-    let (found, on_record) = recorder();
-    let mut resume = false;
-    let mut last = None;
-    for stop_at in [9, 22, usize::MAX] {
-        let interrupter = Interrupter::new();
-        let handle = interrupter.clone();
-        let record = on_record.clone();
-        let session = Session {
-            folder: Some(broken.path().to_owned()),
-            resume,
-            interrupter,
-            on_record: Arc::new(move |event| {
-                record(event);
-                if matches!(event, Record::Train { step, .. } if step == stop_at) {
-                    handle.stop(None);
-                }
-            }),
-            ..Session::default()
-        };
-        // Another start, which the checkpoint must replace.
-        init::seed(1234);
-        let start = sizes.transformer(vocab_size).unwrap().init(&device);
-        let start = if resume {
-            start
-        } else {
-            model(&sizes, vocab_size, &device)
-        };
-        let fitted = fit(start, &splits, &config, &device, session).unwrap();
-        let expected_end = if stop_at == usize::MAX {
-            End::Finished
-        } else {
-            End::Interrupted
-        };
-        assert_eq!(fitted.outcome.end, expected_end);
-        last = Some(fitted.model);
-        resume = true;
-    }
-    let bits = |losses: Vec<f64>| losses.into_iter().map(f64::to_bits).collect::<Vec<_>>();
-    assert_eq!(bits(train_losses(&found)), bits(train_losses(&expected)));
-    let [found, expected] = [last.unwrap(), expected_model].map(|model| parameters(&model));
-    assert_eq!(bits(found), bits(expected));
 }
 
 /// The gradients of two batches, each weighted by its share, are those of both as one batch.

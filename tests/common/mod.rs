@@ -2,8 +2,10 @@
 
 #![allow(dead_code, reason = "each test uses a part")]
 
-use burn::tensor::{DType, Tensor, TensorData};
-use burn_zoo::backend::{Backend, FoundDevice};
+pub mod training;
+
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn_zoo::backend::{self, Backend, FoundDevice};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -22,6 +24,13 @@ pub fn devices() -> Vec<FoundDevice> {
         );
     }
     found
+}
+
+/// The device that every build of the tests has.
+pub fn processor() -> Device {
+    backend::find("flex")
+        .expect("flex is a default feature")
+        .device
 }
 
 /// Numbers from N(0, 1), the same for the same seed.

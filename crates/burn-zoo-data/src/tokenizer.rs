@@ -47,7 +47,7 @@ impl From<tokenizers::Error> for TokenizerError {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum TokenizerConfig {
-    /// One token for each different character of the training text.
+    /// One token for each different character of the text.
     Char,
     /// Byte-level byte-pair encoding as GPT-2 has it (Sennrich et al. 2016, arXiv:1508.07909),
     /// trained on the training text.

@@ -63,7 +63,8 @@ fn batch(
     (rows(0), rows(1))
 }
 
-fn require_window(split: &'static str, found: usize, seq: usize) -> Result<(), TooShort> {
+/// Refuses a split that is shorter than one window of `seq` tokens and what follows it.
+pub fn require_window(split: &'static str, found: usize, seq: usize) -> Result<(), TooShort> {
     let needed = seq + 1;
     if found < needed {
         return Err(TooShort {

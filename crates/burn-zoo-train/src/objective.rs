@@ -20,8 +20,10 @@ pub struct CausalLm<M: Module> {
 }
 
 impl<M: LanguageModel> CausalLm<M> {
-    /// Trains `model`, with gradients clipped to `clip_norm`.
+    /// Trains `model`, with gradients clipped to `clip_norm`. The model may be on a plain device: its
+    /// parameters are tracked from here on.
     pub fn new(model: M, clip_norm: Option<f32>) -> Self {
+        let model = model.train();
         Self { model, clip_norm }
     }
 

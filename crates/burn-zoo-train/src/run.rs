@@ -3,7 +3,7 @@
 //! ```text
 //! config.json  model.safetensors  tokenizer.json    the model
 //! recipe.toml  summary.json                         what ran, and how it ended
-//! training/    checkpoint/  metrics.jsonl  train/  valid/
+//! training/    checkpoint/  metrics.jsonl
 //! ```
 
 use std::fs;
@@ -15,7 +15,7 @@ use burn::tensor::Device;
 use burn_train::Interrupter;
 use burn_zoo_data::{
     corpus::Corpus,
-    tokenizer::{Tokenizer, TokenizerError},
+    tokenizer::{Tokenizer, TokenizerConfig, TokenizerError},
 };
 use burn_zoo_models::{
     directory::{self, DirectoryError},
@@ -177,13 +177,14 @@ pub fn train(
     options: RunOptions,
 ) -> Result<Run, RunError> {
     let out = &options.out;
-    let resume = prepare_directory(out, options.start)?;
+    let earlier = earlier_run(out, options.start)?;
+    let resume = options.start == Start::Resume;
     let training = out.join(TRAINING);
 
     let corpus = Corpus::split(text, recipe.data.valid_fraction);
     let tokenizer = match resume {
         true => Tokenizer::load(&out.join(directory::TOKENIZER))?,
-        false => Tokenizer::train(&recipe.tokenizer, &corpus.train)?,
+        false => train_tokenizer(&recipe.tokenizer, text, &corpus)?,
     };
     let splits = Splits {
         train: tokenizer.encode(&corpus.train)?.into(),
@@ -193,6 +194,15 @@ pub fn train(
         .model
         .transformer(tokenizer.vocab_size())
         .map_err(RunError::Model)?;
+    splits
+        .require_window(config.context_length)
+        .map_err(FitError::from)?;
+
+    // From here on the directory changes: everything that can be refused has been.
+    if options.start == Start::Overwrite {
+        remove(&earlier)?;
+    }
+    fs::create_dir_all(&training).map_err(io_error(&training))?;
     check_fingerprint(&training, &splits, resume)?;
     let write = |name: &str, contents: String| {
         let path = out.join(name);
@@ -246,8 +256,23 @@ pub fn train(
     })
 }
 
-/// Returns whether to resume. A run that was stopped before its first checkpoint starts again.
-fn prepare_directory(out: &Path, start: Start) -> Result<bool, RunError> {
+/// Learns merges from the training part alone. Characters come from the whole text, because a
+/// held-out one that is in no token could not be scored.
+fn train_tokenizer(
+    config: &TokenizerConfig,
+    text: &str,
+    corpus: &Corpus,
+) -> Result<Tokenizer, TokenizerError> {
+    match config {
+        TokenizerConfig::Char => Tokenizer::train(config, text),
+        TokenizerConfig::Bpe { .. } | TokenizerConfig::File { .. } => {
+            Tokenizer::train(config, &corpus.train)
+        }
+    }
+}
+
+/// What a directory holds of a run, unless it should hold none, or some.
+fn earlier_run(out: &Path, start: Start) -> Result<Vec<PathBuf>, RunError> {
     let ours = [
         directory::CONFIG,
         directory::WEIGHTS,
@@ -256,30 +281,26 @@ fn prepare_directory(out: &Path, start: Start) -> Result<bool, RunError> {
         SUMMARY,
         TRAINING,
     ];
-    let found: Vec<PathBuf> = ours
-        .iter()
-        .map(|name| out.join(name))
-        .filter(|path| path.exists())
-        .collect();
+    let paths = ours.iter().map(|name| out.join(name));
+    let found: Vec<PathBuf> = paths.filter(|path| path.exists()).collect();
     match start {
-        Start::Fresh if !found.is_empty() => return Err(RunError::Occupied(out.to_owned())),
+        Start::Fresh if !found.is_empty() => Err(RunError::Occupied(out.to_owned())),
         Start::Resume if !out.join(RECIPE).exists() => {
-            return Err(RunError::NothingToResume(out.to_owned()));
+            Err(RunError::NothingToResume(out.to_owned()))
         }
-        Start::Overwrite => {
-            for path in &found {
-                let removed = match path.is_dir() {
-                    true => fs::remove_dir_all(path),
-                    false => fs::remove_file(path),
-                };
-                removed.map_err(io_error(path))?;
-            }
-        }
-        Start::Fresh | Start::Resume => {}
+        Start::Fresh | Start::Overwrite | Start::Resume => Ok(found),
     }
-    let training = out.join(TRAINING);
-    fs::create_dir_all(&training).map_err(io_error(&training))?;
-    Ok(start == Start::Resume)
+}
+
+fn remove(paths: &[PathBuf]) -> Result<(), RunError> {
+    for path in paths {
+        let removed = match path.is_dir() {
+            true => fs::remove_dir_all(path),
+            false => fs::remove_file(path),
+        };
+        removed.map_err(io_error(path))?;
+    }
+    Ok(())
 }
 
 /// What tells one text from another.

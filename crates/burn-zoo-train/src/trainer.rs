@@ -5,17 +5,16 @@ use std::sync::{Arc, PoisonError};
 
 use burn::module::Module;
 use burn::tensor::Device;
-use burn_train::logger::InMemoryMetricLogger;
 use burn_train::metric::LearningRateMetric;
 use burn_train::renderer::{MetricsRenderer, tui::TuiMetricsRendererWrapper};
 use burn_train::{Interrupter, Learner, SupervisedTraining, TrainingStrategy};
-use burn_zoo_data::windows::{RandomWindows, StepShape, TooShort, WholeSplit};
+use burn_zoo_data::windows::{RandomWindows, StepShape, TooShort, WholeSplit, require_window};
 use burn_zoo_nn::LanguageModel;
 
 use crate::{
     checkpoint::{self, CheckpointError, Checkpoints, RunState},
     lines::LineRenderer,
-    metrics::{Quantity, StepMetric},
+    metrics::{NoLog, Quantity, StepMetric},
     objective::CausalLm,
     optimizer::OptimizerConfig,
     recipe::{LoopConfig, Recipe},
@@ -57,6 +56,14 @@ pub struct Splits {
     pub train: Arc<[u32]>,
     /// What is held out.
     pub valid: Arc<[u32]>,
+}
+
+impl Splits {
+    /// Refuses splits that are shorter than one window.
+    pub fn require_window(&self, context_length: usize) -> Result<(), TooShort> {
+        require_window("training", self.train.len(), context_length)?;
+        require_window("validation", self.valid.len(), context_length)
+    }
 }
 
 /// How progress is shown.
@@ -246,19 +253,17 @@ pub fn fit<M: LanguageModel>(
         StepMetric::new(Quantity::Memory),
     ))
     .metric_train_numeric(LearningRateMetric::new())
+    .with_metric_logger(NoLog)
     .num_epochs(training.iterations.div_ceil(training.eval_interval))
     .with_interrupter(session.interrupter)
     .with_application_logger(None)
     .with_training_strategy(TrainingStrategy::Custom(Arc::new(strategy)))
     .renderer(renderer);
-    match &checkpoints {
-        Some(checkpoints) => {
-            let [model, optimizer, schedule] = checkpoint::writers(checkpoints);
-            supervised = supervised
-                .with_custom_checkpointers(model, optimizer, schedule)
-                .with_checkpointing_strategy(checkpoint::OnRequest);
-        }
-        None => supervised = supervised.with_metric_logger(InMemoryMetricLogger::default()),
+    if let Some(checkpoints) = &checkpoints {
+        let [model, optimizer, schedule] = checkpoint::writers(checkpoints);
+        supervised = supervised
+            .with_custom_checkpointers(model, optimizer, schedule)
+            .with_checkpointing_strategy(checkpoint::OnRequest);
     }
     let result = supervised.launch(learner);
     // Closes the screen.
