@@ -90,11 +90,9 @@ fn composed_attention(
     value: Tensor<4>,
 ) -> Tensor<4> {
     let repeat = |tensor: Tensor<4>| {
-        let [batch, n_kv_heads, seq, head_dim] = tensor.dims();
-        tensor
-            .unsqueeze_dim::<5>(2)
-            .repeat_dim(2, sizes.group)
-            .reshape([batch, n_kv_heads * sizes.group, seq, head_dim])
+        let heads = (0..sizes.n_kv_heads * sizes.group)
+            .map(|head| tensor.clone().narrow(1, head / sizes.group, 1));
+        Tensor::cat(heads.collect(), 1)
     };
     let scores = query.matmul(repeat(key).transpose()) / (sizes.head_dim as f64).sqrt();
     let hidden: Vec<f64> = (0..sizes.seq_q * sizes.seq_k)
