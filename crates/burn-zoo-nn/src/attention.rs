@@ -6,11 +6,13 @@ use burn::module::Module;
 use burn::nn::Linear;
 use burn::tensor::{Device, Tensor};
 use burn_zoo_ops::{AttentionMask, attention};
+use serde::{Deserialize, Serialize};
 
 use crate::{ConfigError, cache::LayerCache, init, require_positive};
 
 /// What a position may look at.
-#[derive(Config, Debug, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum AttentionPattern {
     /// Itself and what came before (GPT).
     Causal,

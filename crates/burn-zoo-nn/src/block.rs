@@ -4,6 +4,7 @@ use burn::config::Config;
 use burn::module::Module;
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{Device, Tensor};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     ConfigError,
@@ -15,7 +16,8 @@ use crate::{
 };
 
 /// Where a block normalises (Xiong et al. 2020, arXiv:2002.04745).
-#[derive(Config, Debug, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum NormPlacement {
     /// Before each sub-layer, `x + f(norm(x))` (GPT-2). The stack ends with one more norm.
     Pre,

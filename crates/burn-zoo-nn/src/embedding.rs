@@ -4,11 +4,13 @@ use burn::config::Config;
 use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{Device, Int, Tensor, module};
+use serde::{Deserialize, Serialize};
 
 use crate::init;
 
 /// How a model knows the order of its tokens.
-#[derive(Config, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum PositionConfig {
     /// It does not, except through a causal mask.
     None,

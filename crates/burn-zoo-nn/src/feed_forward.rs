@@ -4,11 +4,13 @@ use burn::config::Config;
 use burn::module::Module;
 use burn::nn::Linear;
 use burn::tensor::{Device, Tensor, activation};
+use serde::{Deserialize, Serialize};
 
 use crate::{ConfigError, init, require_positive};
 
 /// The non-linearity between the two projections.
-#[derive(Config, Debug, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Activation {
     /// `max(x, 0)`.
     Relu,

@@ -1,15 +1,16 @@
 //! LayerNorm (Ba et al. 2016, arXiv:1607.06450) and RMSNorm (Zhang & Sennrich 2019,
 //! arXiv:1910.07467).
 
-use burn::config::Config;
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 use burn_zoo_ops::{NormKind, normalize};
+use serde::{Deserialize, Serialize};
 
 use crate::init;
 
 /// Which normalisation, and its settings.
-#[derive(Config, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum NormConfig {
     /// Subtract the mean and divide by the standard deviation.
     Layer {

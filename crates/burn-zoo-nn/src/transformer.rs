@@ -4,6 +4,7 @@ use burn::config::Config;
 use burn::module::{Module, ModuleDisplay};
 use burn::nn::Linear;
 use burn::tensor::{Device, Int, Tensor, module};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     ConfigError,
@@ -25,7 +26,8 @@ pub trait LanguageModel: Module + ModuleDisplay + 'static {
 }
 
 /// How the last hidden state becomes logits.
-#[derive(Config, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum HeadConfig {
     /// By the token embedding itself (Press & Wolf 2017, arXiv:1608.05859).
     Tied,
