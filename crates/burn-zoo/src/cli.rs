@@ -51,6 +51,10 @@ pub fn main() -> ExitCode {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .init();
+    // A run goes on when nobody reads its progress any more.
+    if !matches!(arguments.command, Command::Train(_)) {
+        end_when_unread();
+    }
     let result = match arguments.command {
         Command::Train(arguments) => train::run(&arguments),
         Command::Generate(arguments) => generate::run(&arguments),
@@ -65,6 +69,16 @@ pub fn main() -> ExitCode {
             eprintln!("error: {}", one_line(&error));
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Lets the process end, as other commands do, when the reader of its output has gone: Rust would
+/// turn that into a panic.
+fn end_when_unread() {
+    #[cfg(unix)]
+    // SAFETY: restores the default, and no other thread is handling signals.
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
     }
 }
 

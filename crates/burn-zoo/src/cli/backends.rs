@@ -110,6 +110,9 @@ fn print(report: &Report) {
             ]);
         }
     }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
     println!("{}", table.trim_fmt());
     let device = report.auto.device.as_deref().unwrap_or("nothing");
     println!("\nauto picks {device}: {}", report.auto.reason);

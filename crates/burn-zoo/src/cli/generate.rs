@@ -108,13 +108,10 @@ pub fn run(arguments: &Arguments) -> Result<End> {
     Ok(End::Done)
 }
 
-/// Prints text at once. Stops the writing when nobody reads it any more.
+/// Prints text at once.
 fn show(text: &str) -> ControlFlow<()> {
-    let mut stdout = stdout().lock();
-    match stdout
-        .write_all(text.as_bytes())
-        .and_then(|()| stdout.flush())
-    {
+    print!("{text}");
+    match stdout().flush() {
         Ok(()) => ControlFlow::Continue(()),
         Err(_) => ControlFlow::Break(()),
     }

@@ -16,7 +16,7 @@ use burn_zoo::{
 };
 use serde::Serialize;
 
-use super::{BackendArgument, End, Result, print_json};
+use super::{BackendArgument, End, Result, end_when_unread, print_json};
 
 const SAMPLES: u64 = 3;
 const SAMPLE_TOKENS: usize = 120;
@@ -103,6 +103,7 @@ pub fn run(arguments: &Arguments) -> Result<End> {
         );
         return Ok(End::Interrupted);
     };
+    end_when_unread();
     let samples = write_samples(&run, &text, recipe.seed)?;
     if arguments.json {
         print_json(&Report {
