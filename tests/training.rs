@@ -198,8 +198,8 @@ impl LanguageModel for Poisoned {
 #[test]
 fn a_loss_that_is_not_a_number_stops_the_run() {
     let splits = Splits {
-        train: vec![0, 1].repeat(100).into(),
-        valid: vec![0, 1].repeat(9).into(),
+        train: [0, 1].repeat(100).into(),
+        valid: [0, 1].repeat(9).into(),
     };
     let device = processor();
     let mut config = config(30);
@@ -244,8 +244,8 @@ fn a_loss_that_is_not_a_number_stops_the_run() {
 fn early_stopping_keeps_the_best_model() {
     // What is learned is wrong for what is held out, so that the first evaluation is the best.
     let splits = Splits {
-        train: vec![0, 1, 2, 3].repeat(50).into(),
-        valid: vec![3, 2, 1, 0].repeat(50).into(),
+        train: [0, 1, 2, 3].repeat(50).into(),
+        valid: [3, 2, 1, 0].repeat(50).into(),
     };
     let device = processor();
     let mut config = config(500);

@@ -17,7 +17,7 @@ use burn_zoo::{
         recipe::LoopConfig,
         schedule::ScheduleConfig,
         step_loop::Record,
-        trainer::{Splits, TrainerConfig},
+        trainer::{OnRecord, Splits, TrainerConfig},
     },
 };
 
@@ -71,7 +71,7 @@ pub fn config(iterations: usize) -> TrainerConfig {
 }
 
 /// Keeps what the loop reports.
-pub fn recorder() -> (Arc<Mutex<Vec<Record>>>, Arc<dyn Fn(Record) + Send + Sync>) {
+pub fn recorder() -> (Arc<Mutex<Vec<Record>>>, OnRecord) {
     let records = Arc::new(Mutex::new(Vec::new()));
     let copy = records.clone();
     (

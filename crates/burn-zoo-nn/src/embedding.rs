@@ -80,7 +80,7 @@ impl Embedding {
                 "embedding: positions {start}..{} exceed the context length {context_length}",
                 start + seq
             );
-            let rows = position.val().slice([start..start + seq]);
+            let rows = position.val().narrow(0, start, seq);
             embedded = embedded + rows.unsqueeze();
         }
         self.dropout.forward(embedded)

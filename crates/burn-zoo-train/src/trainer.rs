@@ -77,6 +77,9 @@ pub enum Display {
     Silent,
 }
 
+/// What is told of each step and evaluation.
+pub type OnRecord = Arc<dyn Fn(Record) + Send + Sync>;
+
 /// What surrounds a training.
 #[derive(Clone)]
 pub struct Session {
@@ -89,7 +92,7 @@ pub struct Session {
     /// Stops the training after the step, leaving a checkpoint.
     pub interrupter: Interrupter,
     /// Is told of each step and evaluation.
-    pub on_record: Arc<dyn Fn(Record) + Send + Sync>,
+    pub on_record: OnRecord,
 }
 
 impl Default for Session {

@@ -12,7 +12,7 @@
 //! | [`train`] | recipes, the learner, checkpoints, resume |
 //! | [`infer`] | sampling and generation |
 //! | [`backend`] | which backends are there, and which to use |
-//! | [`bench`] | timing real training steps |
+//! | [`mod@bench`] | timing real training steps |
 //!
 //! ```
 //! use burn::tensor::{Int, Tensor};
