@@ -7,7 +7,7 @@
 //! - [`TransformerOps`] is written once against the `Backend` trait. Each operation has a default
 //!   body composed from `Backend` operations, so any backend runs it.
 //! - A backend overrides what pays: [`LibTorch`](libtorch) attends through ATen's fused kernel.
-//! - [`Autodiff<B, C>`](autodiff) carries one hand-written gradient per operation, which serves
+//! - `Autodiff<B, C>` carries one hand-written gradient per operation, which serves
 //!   every backend, because it only calls the `_forward` and `_backward` methods of the trait.
 //!
 //! Models call the functions at the crate's root ([`attention`], [`normalize`]), which take and
