@@ -28,4 +28,5 @@ else
     echo "export LIBTORCH_USE_PYTORCH=1"
     echo "export PATH='$venv/bin':\"\$PATH\""
 fi
-echo "export LD_LIBRARY_PATH='$libraries'\"\${LD_LIBRARY_PATH:+:\$LD_LIBRARY_PATH}\""
+[ "$(uname)" = Darwin ] && variable=DYLD_LIBRARY_PATH || variable=LD_LIBRARY_PATH
+echo "export $variable='$libraries'\"\${$variable:+:\$$variable}\""

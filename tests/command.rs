@@ -186,6 +186,24 @@ fn an_occupied_directory_is_refused_resumed_or_replaced() {
         .collect();
     assert_eq!(steps, (1..=18).collect::<Vec<u64>>());
 
+    // What makes the run what it is stays.
+    for change in [
+        "model.gpt.d_model=32",
+        "tokenizer={ bpe = { vocab_size = 300 } }",
+        "seed=8",
+    ] {
+        let mut changed = bench.command(&resume);
+        let message = refusal(changed.args(["--set", change]));
+        let key = change.split(['=', '.']).next().unwrap();
+        let expected = format!("`{key}`: cannot change in a run that is resumed");
+        assert!(message.contains(&expected), "{message}");
+    }
+    let recipe = fs::read_to_string(model.join("recipe.toml")).unwrap();
+    assert!(
+        recipe.contains("d_model = 16") && recipe.contains("\"char\""),
+        "{recipe}"
+    );
+
     // Another text is not what the run learned from.
     fs::write(bench.path("corpus.txt"), "to be or not to be?\n".repeat(40)).unwrap();
     let message = refusal(&mut bench.command(&resume));
@@ -194,18 +212,21 @@ fn an_occupied_directory_is_refused_resumed_or_replaced() {
         "{message}"
     );
 
+    // What is not the run's own stays.
+    fs::write(model.join("training/notes.txt"), "mine").unwrap();
     let again = ["--out", "model", "--overwrite", "--json"];
     let report: Value = serde_json::from_str(&stdout(&mut bench.train(&again))).unwrap();
     assert_eq!(report["iterations"], 12);
+    assert!(model.join("training/notes.txt").exists());
     refusal(&mut bench.command(&["train", "--resume", "--out", "nothing-here"]));
 }
 
 #[test]
 fn without_out_every_run_gets_a_directory_of_its_own() {
     let bench = Bench::new();
-    for expected in ["runs/recipe", "runs/recipe-2"] {
+    for expected in ["recipe", "recipe-2"].map(|name| Path::new("runs").join(name)) {
         let report: Value = serde_json::from_str(&stdout(&mut bench.train(&["--json"]))).unwrap();
-        assert_eq!(report["directory"], expected);
+        assert_eq!(report["directory"], expected.to_str().unwrap());
     }
 }
 
@@ -522,6 +543,30 @@ mod unix {
         ];
         let report: Value = serde_json::from_str(&stdout(&mut bench.command(&resume))).unwrap();
         assert_eq!(report["iterations"], steps[0] + 5);
+    }
+
+    /// A run goes on when nobody reads its progress any more.
+    #[test]
+    fn a_closed_stderr_does_not_stop_a_run() {
+        let bench = Bench::new();
+        let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin("burn-zoo"));
+        command
+            .current_dir(bench.folder.path())
+            .args([
+                "train",
+                "recipe.toml",
+                "--corpus",
+                "corpus.txt",
+                "--out",
+                "model",
+            ])
+            .args(["--backend", "flex", "--set", "loop.log_interval=1"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        drop(child.stderr.take());
+        assert!(child.wait().unwrap().success());
+        assert!(bench.path("model/summary.json").exists());
     }
 
     /// A disk that takes no more while a checkpoint is written: the run says so, and the checkpoint

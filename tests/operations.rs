@@ -269,6 +269,55 @@ fn reference_norm(sizes: Rows, input: &[f64], weight: &[f64], bias: &[f64]) -> V
     output
 }
 
+/// The same from tracked tensor operations.
+fn composed_norm(
+    sizes: Rows,
+    input: Tensor<2>,
+    weight: Tensor<1>,
+    bias: Option<Tensor<1>>,
+) -> Tensor<2> {
+    let centred = match sizes.kind {
+        NormKind::Layer => input.clone() - input.mean_dim(1),
+        NormKind::Rms => input,
+    };
+    let variance = centred.clone().square().mean_dim(1);
+    let scaled = centred / (variance + EPSILON).sqrt() * weight.unsqueeze();
+    match bias {
+        Some(bias) => scaled + bias.unsqueeze(),
+        None => scaled,
+    }
+}
+
+/// Attention of tensors whose heads are columns in memory, as a transposition leaves them.
+#[test]
+fn attention_reads_any_layout() {
+    let sizes = Sizes {
+        batch: 1,
+        n_kv_heads: 2,
+        group: 1,
+        seq_q: 4,
+        seq_k: 4,
+        head_dim: 3,
+        mask: AttentionMask::Causal,
+    };
+    let by_columns = |tensor: Tensor<4>| {
+        let stored = tensor.transpose().reshape([-1]).reshape([1, 2, 3, 4]);
+        stored.transpose()
+    };
+    for found in devices() {
+        let rows = with_gradients(sizes, &found.device, |q, k, v| {
+            attention(q, k, v, sizes.mask)
+        });
+        let columns = with_gradients(sizes, &found.device, |q, k, v| {
+            let output = attention(by_columns(q), by_columns(k), by_columns(v), sizes.mask);
+            by_columns(output)
+        });
+        for (columns, rows) in columns.iter().zip(&rows) {
+            assert_close(columns, rows, 1e-6, &found.name);
+        }
+    }
+}
+
 fn check_norm(sizes: Rows, device: &Device, name: &str) {
     let what = format!("{name}, {sizes:?}");
     let Rows {
@@ -291,45 +340,50 @@ fn check_norm(sizes: Rows, device: &Device, name: &str) {
         assert_close(&values(output), &expected, 2e-5, &what);
     }
 
-    let matrix = Tensor::<2>::from_data(data(&input, [rows, d_model]), &autodiff).require_grad();
-    let vector =
-        |values: &[f64]| Tensor::<1>::from_data(data(values, [d_model]), &autodiff).require_grad();
-    let (scale_tensor, shift_tensor) = (vector(&scale), vector(&shift));
-    let bias_tensor = bias.then(|| shift_tensor.clone());
-    let output = normalize(
-        matrix.clone(),
-        scale_tensor.clone(),
-        bias_tensor,
-        kind,
-        EPSILON,
-    );
-    let upstream = Tensor::<2>::from_data(data(&weights, [rows, d_model]), &autodiff);
-    let grads = (output * upstream).sum().backward();
-
+    let gradients = |normalize: &dyn Fn(Tensor<2>, Tensor<1>, Option<Tensor<1>>) -> Tensor<2>| {
+        let tracked = Tensor::<2>::from_data(data(&input, [rows, d_model]), &autodiff);
+        let tracked = tracked.require_grad();
+        let vector = |values: &[f64]| {
+            Tensor::<1>::from_data(data(values, [d_model]), &autodiff).require_grad()
+        };
+        let (weight, shift) = (vector(&scale), vector(&shift));
+        let output = normalize(tracked.clone(), weight.clone(), bias.then(|| shift.clone()));
+        let upstream = Tensor::<2>::from_data(data(&weights, [rows, d_model]), &autodiff);
+        let grads = (output * upstream).sum().backward();
+        [
+            values(tracked.grad(&grads).expect("the input takes part")),
+            values(weight.grad(&grads).expect("the weight takes part")),
+            // Empty where there is no bias.
+            shift.grad(&grads).map_or_else(Vec::new, values),
+        ]
+    };
+    let ours = gradients(&|x, weight, bias| normalize(x, weight, bias, kind, EPSILON));
+    let composed = gradients(&|x, weight, bias| composed_norm(sizes, x, weight, bias));
     let by_input = |x: &[f64]| dot(&reference_norm(sizes, x, &scale, &shift), &weights);
     let by_scale = |w: &[f64]| dot(&reference_norm(sizes, &input, w, &shift), &weights);
     let by_shift = |b: &[f64]| dot(&reference_norm(sizes, &input, &scale, b), &weights);
-    let found = values(matrix.grad(&grads).expect("the input takes part"));
-    assert_close(
-        &found,
-        &differences(by_input, &input),
-        5e-5,
-        &format!("{what}, input"),
-    );
-    let found = values(scale_tensor.grad(&grads).expect("the weight takes part"));
-    assert_close(
-        &found,
-        &differences(by_scale, &scale),
-        5e-5,
-        &format!("{what}, weight"),
-    );
-    match (bias, shift_tensor.grad(&grads)) {
-        (true, Some(grad)) => {
-            let expected = differences(by_shift, &shift);
-            assert_close(&values(grad), &expected, 5e-5, &format!("{what}, bias"));
-        }
-        (false, None) => {}
-        (bias, grad) => panic!("{what}: bias {bias}, gradient {grad:?}"),
+    let by_differences = [
+        differences(by_input, &input),
+        differences(by_scale, &scale),
+        match bias {
+            true => differences(by_shift, &shift),
+            false => Vec::new(),
+        },
+    ];
+    for (index, part) in ["input", "weight", "bias"].iter().enumerate() {
+        let what = format!("{what}, {part}");
+        assert_close(
+            &ours[index],
+            &by_differences[index],
+            5e-5,
+            &format!("{what}, differences"),
+        );
+        assert_close(
+            &ours[index],
+            &composed[index],
+            5e-5,
+            &format!("{what}, composed"),
+        );
     }
 }
 

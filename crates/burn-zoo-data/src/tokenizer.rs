@@ -89,8 +89,7 @@ impl Tokenizer {
             .vocab(vocab)
             .unk_token("<unk>".to_owned())
             .build()?;
-        let pattern = SplitPattern::Regex(r"[\s\S]".to_owned());
-        let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false)?;
+        let split = Split::new(any_character(), SplitDelimiterBehavior::Isolated, false)?;
         let mut tokenizer = tokenizers::Tokenizer::new(model);
         tokenizer.with_pre_tokenizer(Some(split));
         tokenizer.with_decoder(Some(Fuse::new()));
@@ -127,9 +126,10 @@ impl Tokenizer {
         Ok(self.0.to_string(true)?)
     }
 
-    /// How many different tokens there are.
+    /// One more than the highest token id.
     pub fn vocab_size(&self) -> usize {
-        self.0.get_vocab_size(true)
+        let ids = self.0.get_vocab(true).into_values();
+        ids.max().map_or(0, |highest| highest as usize + 1)
     }
 
     /// The token ids of `text`.
@@ -164,12 +164,17 @@ impl Tokenizer {
     }
 
     /// Cuts a long text where the tokens cannot depend on the cut, so that the pieces are encoded in
-    /// parallel and in little memory. A tokenizer that was loaded may look across any cut.
+    /// parallel and in little memory. Any tokenizer but those trained here may look across any cut.
     fn pieces<'a>(&self, text: &'a str) -> Vec<&'a str> {
         let is_safe: fn(char, char) -> bool = match self.0.get_pre_tokenizer() {
-            Some(PreTokenizerWrapper::Split(_)) => |_, _| true,
+            _ if self.0.get_normalizer().is_some() => return vec![text],
+            Some(PreTokenizerWrapper::Split(split)) if split.pattern == any_character() => {
+                |_, _| true
+            }
             // GPT-2's pattern gives a lone newline between words a piece of its own.
-            Some(PreTokenizerWrapper::ByteLevel(bytes)) if !bytes.add_prefix_space => {
+            Some(PreTokenizerWrapper::ByteLevel(bytes))
+                if bytes.use_regex && !bytes.add_prefix_space =>
+            {
                 |before, after| !before.is_whitespace() && !after.is_whitespace()
             }
             _ => return vec![text],
@@ -199,6 +204,11 @@ impl Tokenizer {
             None => error.into(),
         }
     }
+}
+
+/// What splits a text into its characters.
+fn any_character() -> SplitPattern {
+    SplitPattern::Regex(r"[\s\S]".to_owned())
 }
 
 /// Decodes as tokens arrive, holding back bytes that do not make a character yet.

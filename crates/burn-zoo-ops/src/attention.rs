@@ -8,8 +8,8 @@ use burn::tensor::{DType, Shape, TensorData};
 
 /// Which keys a query may attend to.
 ///
-/// A mask is a description, not a tensor: kernels apply it without reading `[seq_q, seq_k]` values
-/// from memory.
+/// A mask is a description, not a tensor: a fused kernel skips hidden keys without reading
+/// `[seq_q, seq_k]` values from memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AttentionMask {
     /// Every key.

@@ -46,6 +46,14 @@ impl Masking {
     }
 }
 
+/// ATen's processor kernel reads heads as rows, and called by its own name does not check that they are.
+fn with_rows(tensor: &TchTensor) -> Tensor {
+    match tensor.tensor.stride().last() {
+        Some(1) | None => tensor.tensor.shallow_clone(),
+        Some(_) => tensor.tensor.contiguous(),
+    }
+}
+
 /// Whether ATen's processor kernel applies.
 fn has_flash(tensor: &TchTensor) -> bool {
     tensor.tensor.device() == tch::Device::Cpu
@@ -105,9 +113,9 @@ impl TransformerOps for LibTorch {
         let masking = Masking::new(mask, &query, &key);
         let n_heads = query.tensor.size()[1];
         let (output, log_sum_exp) = Tensor::internal_scaled_dot_product_flash_attention_for_cpu(
-            &query.tensor,
-            &expand_groups(&key.tensor, n_heads),
-            &expand_groups(&value.tensor, n_heads),
+            &with_rows(&query),
+            &expand_groups(&with_rows(&key), n_heads),
+            &expand_groups(&with_rows(&value), n_heads),
             0.0,
             masking.is_causal,
             masking.bias,
@@ -132,10 +140,10 @@ impl TransformerOps for LibTorch {
         let [n_heads, n_kv_heads] = [query.tensor.size()[1], key.tensor.size()[1]];
         let (grad_query, grad_key, grad_value) =
             Tensor::internal_scaled_dot_product_flash_attention_for_cpu_backward(
-                &grad.tensor,
-                &query.tensor,
-                &expand_groups(&key.tensor, n_heads),
-                &expand_groups(&value.tensor, n_heads),
+                &with_rows(&grad),
+                &with_rows(&query),
+                &expand_groups(&with_rows(&key), n_heads),
+                &expand_groups(&with_rows(&value), n_heads),
                 &output.tensor,
                 &saved.tensor,
                 0.0,

@@ -31,6 +31,8 @@ pub struct RunState {
     pub step: usize,
     /// The mean training loss of the steps before the last evaluation.
     pub train_loss: Option<f64>,
+    /// The sum of training losses since the last evaluation, and how many they are.
+    pub segment_losses: (f64, usize),
     /// The last evaluation.
     pub valid: Option<Evaluation>,
     /// The best evaluation.
@@ -165,7 +167,14 @@ impl Checkpoints {
     ) -> Result<RunState, CheckpointError> {
         let state = self.state(step)?;
         let (optimizer, schedule) = (self.record(step, OPTIMIZER)?, self.record(step, SCHEDULE)?);
-        learner.load_model(self.model(step)?);
+        let model = self.model(step)?;
+        // The learner's own loading panics where the record does not fit.
+        let fits = learner.model().try_load_record(model.clone());
+        fits.map_err(|error| CheckpointError::Damaged {
+            path: self.path(step).join(MODEL),
+            problem: format!("it does not fit the model, {error}"),
+        })?;
+        learner.load_model(model);
         learner.load_optim(optimizer);
         learner.load_scheduler(schedule);
         Ok(state)

@@ -18,6 +18,7 @@ pub mod recipe;
 pub mod run;
 pub mod schedule;
 pub mod step_loop;
+mod terminal;
 pub mod trainer;
 
 // burn-train's own, for callers that need nothing else of it.

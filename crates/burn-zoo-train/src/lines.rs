@@ -1,6 +1,7 @@
 //! Progress as plain lines on stderr, where there is no terminal for the learner's screen.
 
 use std::collections::BTreeMap;
+use std::io::{Write, stderr};
 
 use burn_train::logger::{EvaluationProgressLogger, TrainingProgressLogger};
 use burn_train::metric::{MetricDefinition, MetricEntry};
@@ -74,7 +75,13 @@ impl LineRenderer {
             .map(|(name, value)| format!("{name} {value}"))
             .collect();
         let step = self.finished + self.current;
-        eprintln!("{label} {step}/{}: {}", self.total, values.join(", "));
+        // A run goes on when nobody reads its progress any more.
+        let _ = writeln!(
+            stderr(),
+            "{label} {step}/{}: {}",
+            self.total,
+            values.join(", ")
+        );
     }
 }
 

@@ -60,7 +60,6 @@ pub struct StepMetric {
     name: MetricName,
     total: [f64; 2],
     last: [f64; 2],
-    steps: usize,
 }
 
 impl StepMetric {
@@ -71,7 +70,6 @@ impl StepMetric {
             name: Arc::new(quantity.name().to_owned()),
             total: [0.0; 2],
             last: [0.0; 2],
-            steps: 0,
         }
     }
 
@@ -127,7 +125,6 @@ impl Metric for StepMetric {
         _: &MetricMetadata,
     ) -> Result<SerializedEntry, TensorReadError> {
         self.last = self.quantity.observe(step);
-        self.steps += 1;
         for (total, last) in self.total.iter_mut().zip(self.last) {
             *total += last;
         }

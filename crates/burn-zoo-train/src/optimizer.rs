@@ -84,14 +84,14 @@ impl OptimizerConfig {
             ),
             (
                 "epsilon",
-                self.epsilon > 0.0,
-                "above 0",
+                self.epsilon > 0.0 && self.epsilon.is_finite(),
+                "a number above 0",
                 self.epsilon.to_string(),
             ),
             (
                 "weight_decay",
-                self.weight_decay >= 0.0,
-                "0 or more",
+                self.weight_decay >= 0.0 && self.weight_decay.is_finite(),
+                "a number, 0 or more",
                 self.weight_decay.to_string(),
             ),
             (

@@ -20,6 +20,9 @@ pub enum RecipeError {
         /// What the operating system says.
         source: std::io::Error,
     },
+    /// TOML cannot hold a value.
+    #[error("the recipe cannot be written: {0}")]
+    Unwritable(String),
     /// The text is not TOML.
     #[error("the recipe is not TOML: {0}")]
     Syntax(String),
@@ -109,7 +112,8 @@ impl ModelConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
-    /// The file or folder of text. Without one, the command learns from the zoo's own source.
+    /// The file or folder of text, from the folder that the command is run in. Without one, the
+    /// command learns from the zoo's own source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub corpus: Option<PathBuf>,
     /// The share at the end of the corpus that is held out.
@@ -150,7 +154,8 @@ pub struct LoopConfig {
     /// How many of the newest checkpoints to keep. The best one is kept besides.
     #[serde(default = "default_keep_checkpoints")]
     pub keep_checkpoints: usize,
-    /// When to stop before the last step. The model is then the best one evaluated.
+    /// When to stop before the last step. The model is then the best one evaluated, where there are
+    /// checkpoints.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub early_stopping: Option<EarlyStopping>,
 }
@@ -223,8 +228,42 @@ impl Recipe {
     }
 
     /// The recipe as TOML, every default written out.
-    pub fn to_toml(&self) -> String {
-        toml::to_string(self).expect("a recipe has only string keys")
+    ///
+    /// # Errors
+    ///
+    /// When TOML cannot hold a value, such as a path that is not UTF-8 or a seed above 2⁶³ − 1.
+    pub fn to_toml(&self) -> Result<String, RecipeError> {
+        toml::to_string(self).map_err(|error| RecipeError::Unwritable(error.to_string()))
+    }
+
+    /// Refuses to continue `self` as `other` where that would be another run: only the loop, the
+    /// optimiser, the schedule and the place of the corpus may change.
+    pub fn check_resumable(&self, other: &Self) -> Result<(), RecipeError> {
+        let parts = [
+            ("seed", self.seed == other.seed),
+            ("objective", self.objective == other.objective),
+            ("tokenizer", self.tokenizer == other.tokenizer),
+            ("model", self.model == other.model),
+            (
+                "data.valid_fraction",
+                self.data.valid_fraction == other.data.valid_fraction,
+            ),
+            (
+                "loop.batch_size",
+                self.training.batch_size == other.training.batch_size,
+            ),
+            (
+                "loop.accumulation",
+                self.training.accumulation == other.training.accumulation,
+            ),
+        ];
+        match parts.into_iter().find(|(_, is_same)| !is_same) {
+            None => Ok(()),
+            Some((key, _)) => {
+                let problem = "cannot change in a run that is resumed; start another run";
+                Err(RecipeError::key(key, problem))
+            }
+        }
     }
 
     /// Refuses impossible values.
@@ -301,7 +340,7 @@ fn set(table: &mut toml::Table, key: &str, value: &str) -> Result<(), RecipeErro
 
 /// Serde gives the path of the struct that refuses a key; the key itself is in the message.
 fn full_key(path: String, problem: &str) -> String {
-    let named = ["unknown field `", "missing field `", "unknown variant `"]
+    let named = ["unknown field `", "missing field `"]
         .iter()
         .find_map(|prefix| problem.strip_prefix(prefix)?.split('`').next());
     match named {
@@ -343,7 +382,10 @@ mod tests {
     #[test]
     fn what_is_written_reads_back() {
         let recipe = Recipe::parse(RECIPE, &[]).unwrap();
-        assert_eq!(Recipe::parse(&recipe.to_toml(), &[]).unwrap(), recipe);
+        assert_eq!(
+            Recipe::parse(&recipe.to_toml().unwrap(), &[]).unwrap(),
+            recipe
+        );
     }
 
     #[test]
@@ -393,8 +435,8 @@ mod tests {
                 "1.5",
                 "`model.gpt.dropout`: must be at least 0 and less than 1",
             ),
-            ("model.gtp.n_layers", "3", "`model"),
-            ("objective", "fly", "`objective"),
+            ("model.gtp.n_layers", "3", "`model`: unknown variant `gtp`"),
+            ("objective", "fly", "`objective`: unknown variant `fly`"),
             (
                 "optimizer.learning_rate",
                 "0",

@@ -35,8 +35,9 @@ use crate::{
 const RECIPE: &str = "recipe.toml";
 const SUMMARY: &str = "summary.json";
 const TRAINING: &str = "training";
-const METRICS: &str = "metrics.jsonl";
-const FINGERPRINT: &str = "data.json";
+const CHECKPOINTS: &str = "training/checkpoint";
+const HISTORY: &str = "training/metrics.jsonl";
+const FINGERPRINT: &str = "training/data.json";
 
 /// What to do with a directory that may hold a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -180,6 +181,10 @@ pub fn train(
     let earlier = earlier_run(out, options.start)?;
     let resume = options.start == Start::Resume;
     let training = out.join(TRAINING);
+    let recipe_toml = recipe.to_toml()?;
+    if resume {
+        saved_recipe(out, &[])?.check_resumable(recipe)?;
+    }
 
     let corpus = Corpus::split(text, recipe.data.valid_fraction);
     let tokenizer = match resume {
@@ -203,16 +208,16 @@ pub fn train(
         remove(&earlier)?;
     }
     fs::create_dir_all(&training).map_err(io_error(&training))?;
-    check_fingerprint(&training, &splits, resume)?;
+    check_fingerprint(out, &splits, resume)?;
     let write = |name: &str, contents: String| {
         let path = out.join(name);
         files::replace_with(&path, contents).map_err(io_error(&path))
     };
     write(directory::TOKENIZER, tokenizer.to_json()?)?;
-    write(RECIPE, recipe.to_toml())?;
+    write(RECIPE, recipe_toml)?;
 
     let log = Mutex::new(MetricsLog {
-        path: training.join(METRICS),
+        path: out.join(HISTORY),
         file: None,
     });
     let on_record = move |record| {
@@ -279,7 +284,9 @@ fn earlier_run(out: &Path, start: Start) -> Result<Vec<PathBuf>, RunError> {
         directory::TOKENIZER,
         RECIPE,
         SUMMARY,
-        TRAINING,
+        CHECKPOINTS,
+        HISTORY,
+        FINGERPRINT,
     ];
     let paths = ours.iter().map(|name| out.join(name));
     let found: Vec<PathBuf> = paths.filter(|path| path.exists()).collect();
@@ -326,8 +333,8 @@ impl Fingerprint {
 }
 
 /// Writes the fingerprint of a new run's text, or refuses another text than a resumed run's.
-fn check_fingerprint(training: &Path, splits: &Splits, resume: bool) -> Result<(), RunError> {
-    let path = training.join(FINGERPRINT);
+fn check_fingerprint(out: &Path, splits: &Splits, resume: bool) -> Result<(), RunError> {
+    let path = out.join(FINGERPRINT);
     let found = Fingerprint::new(splits);
     if resume {
         let saved = fs::read_to_string(&path).map_err(io_error(&path))?;

@@ -9,8 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use burn::data::dataloader::{DataLoaderIterator, Progress};
+use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsAccumulator;
-use burn::tensor::{Device, TensorReadError};
+use burn::tensor::{DType, Device, Tensor, TensorReadError};
 use burn_train::{
     EventProcessorTraining, InferenceStep, Interrupter, Learner, LearnerEvent, LearnerModel,
     SupervisedLearningStrategy, SupervisedTrainingEventProcessor, TrainLoader, TrainOutput,
@@ -132,9 +133,13 @@ struct Running<'a, M: LearnerModel> {
     state: RunState,
     started: Instant,
     /// A step whose loss was not read yet, so that reading it does not hold up the device.
-    unread: Option<(Record, LossOutput)>,
-    /// The sum of losses since the last evaluation, and how many they are.
-    losses: (f64, usize),
+    unread: Option<Unread>,
+}
+
+struct Unread {
+    step: usize,
+    learning_rate: f64,
+    output: LossOutput,
 }
 
 impl<M> SupervisedLearningStrategy<M> for StepLoop
@@ -165,7 +170,6 @@ where
             state: self.start.clone(),
             started: Instant::now(),
             unread: None,
-            losses: (0.0, 0),
         };
         let mut save = |running: &mut Running<'_, M>| {
             if let (Some(checkpoints), Some(checkpointer)) = (&self.checkpoints, &mut checkpointer)
@@ -185,19 +189,29 @@ where
         let end = loop {
             let result = if running.is_evaluation_due() {
                 running.evaluate(&valid)
+            } else if running.is_out_of_patience() {
+                break End::EarlyStopped;
             } else if running.state.step < self.config.iterations {
                 running.train_segment(&mut *batches)
             } else {
                 break End::Finished;
             };
-            // Saved once evaluated, or where it is interrupted.
-            if result == Err(End::Interrupted) || (result.is_ok() && running.is_evaluated()) {
-                save(&mut running);
-            }
+            // Saved once evaluated, or where it is interrupted; there the update after the last loss
+            // may have spoilt the parameters.
             match result {
-                Err(end) => break end,
-                Ok(()) if running.is_out_of_patience() => break End::EarlyStopped,
+                Ok(()) if running.is_evaluated() => save(&mut running),
                 Ok(()) => {}
+                Err(End::Interrupted) if !running.is_finite() => {
+                    break End::NonFiniteLoss {
+                        step: running.state.step + 1,
+                    };
+                }
+                Err(end) => {
+                    if end == End::Interrupted {
+                        save(&mut running);
+                    }
+                    break end;
+                }
             }
         };
         drop(batches);
@@ -269,7 +283,9 @@ where
             total_items: last - first,
         });
         self.interrupter.fail_on_error(result);
-        self.losses = (0.0, 0);
+        if first.is_multiple_of(config.eval_interval) {
+            self.state.segment_losses = (0.0, 0);
+        }
 
         let mut clock = Instant::now();
         let mut result = Ok(());
@@ -296,7 +312,8 @@ where
         let read = self.read_loss();
         let ended = self.events.process_train(LearnerEvent::EndSplit(segment));
         self.interrupter.fail_on_error(ended);
-        self.state.train_loss = Some(self.losses.0 / self.losses.1.max(1) as f64);
+        let (sum, count) = self.state.segment_losses;
+        self.state.train_loss = Some(sum / count.max(1) as f64);
         read.and(result)
     }
 
@@ -336,41 +353,53 @@ where
         self.state.step += 1;
         self.state.tokens += output.n_tokens;
         self.state.training_seconds += output.seconds;
-        let record = Record::Train {
+        self.unread = Some(Unread {
             step: self.state.step,
-            loss: f64::NAN,
             learning_rate: self.learner.lr_current().base(),
-            seconds: output.seconds,
-        };
-        self.unread = Some((record, output.clone()));
+            output: output.clone(),
+        });
         Ok(output)
     }
 
     /// Reads the loss of the step before, by when the device has likely finished it.
     fn read_loss(&mut self) -> Result<(), End> {
-        let Some((record, output)) = self.unread.take() else {
+        let Some(unread) = self.unread.take() else {
             return Ok(());
         };
-        let value = output.value().map_err(device_failed)?;
-        if let Record::Train {
-            step,
-            learning_rate,
-            seconds,
-            ..
-        } = record
-        {
-            if !value.is_finite() {
-                return Err(End::NonFiniteLoss { step });
-            }
-            self.losses = (self.losses.0 + value, self.losses.1 + 1);
-            (self.settings.on_record)(Record::Train {
-                step,
-                loss: value,
-                learning_rate,
-                seconds,
-            });
+        let loss = unread.output.value().map_err(device_failed)?;
+        if !loss.is_finite() {
+            return Err(End::NonFiniteLoss { step: unread.step });
         }
+        let (sum, count) = self.state.segment_losses;
+        self.state.segment_losses = (sum + loss, count + 1);
+        (self.settings.on_record)(Record::Train {
+            step: unread.step,
+            loss,
+            learning_rate: unread.learning_rate,
+            seconds: unread.output.seconds,
+        });
         Ok(())
+    }
+
+    /// Whether all parameters are numbers.
+    fn is_finite(&self) -> bool {
+        struct Sum(Option<Tensor<1>>);
+        impl ModuleVisitor for Sum {
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+                // Zero for numbers, NaN for the rest.
+                let sum = (param.val().inner() * 0.0).sum();
+                self.0 = Some(match self.0.take() {
+                    Some(total) => total + sum,
+                    None => sum,
+                });
+            }
+        }
+        let mut total = Sum(None);
+        self.learner.model().visit(&mut total);
+        let read = |sum: Tensor<1>| sum.cast(DType::F32).try_into_scalar::<f32>();
+        total
+            .0
+            .is_none_or(|sum| read(sum).is_ok_and(f32::is_finite))
     }
 
     /// The mean loss over the whole validation split.

@@ -20,6 +20,7 @@ use crate::{
     recipe::{LoopConfig, Recipe},
     schedule::ScheduleConfig,
     step_loop::{End, Outcome, Record, StepLoop},
+    terminal,
 };
 
 /// What decides a training, besides model and data.
@@ -83,7 +84,7 @@ pub type OnRecord = Arc<dyn Fn(Record) + Send + Sync>;
 /// What surrounds a training.
 #[derive(Clone)]
 pub struct Session {
-    /// Where checkpoints and logs go. Without a folder there are none.
+    /// Where checkpoints go. Without a folder there are none.
     pub folder: Option<PathBuf>,
     /// Continue from the newest checkpoint in the folder.
     pub resume: bool,
@@ -116,6 +117,9 @@ pub enum FitError {
     /// A checkpoint cannot be opened or read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// There are checkpoints of another training, which new ones would mix with.
+    #[error("{} holds checkpoints already: resume from them, or use another folder", .0.display())]
+    Occupied(PathBuf),
     /// There is no checkpoint to continue from.
     #[error("there is no checkpoint to resume from in {}", .0.display())]
     NothingToResume(PathBuf),
@@ -146,7 +150,8 @@ pub enum FitError {
 
 /// A trained model and where its training got to.
 pub struct Fitted<M> {
-    /// The model after the last step, or the best one evaluated if training was stopped early.
+    /// The model after the last step, or the best one evaluated if training was stopped early and has
+    /// a folder of checkpoints.
     pub model: M,
     /// Where the training stands, and why it ended.
     pub outcome: Outcome,
@@ -201,6 +206,10 @@ pub fn fit<M: LanguageModel>(
     };
     let newest = checkpoints.as_ref().and_then(|all| all.steps().pop_last());
     let start = match (session.resume, &checkpoints, newest) {
+        (false, Some(_), Some(_)) => {
+            let folder = session.folder.unwrap_or_default();
+            return Err(FitError::Occupied(folder));
+        }
         (false, _, _) => RunState::default(),
         (true, Some(checkpoints), Some(step)) => checkpoints.restore(&mut learner, step)?,
         (true, _, _) => {
@@ -224,10 +233,12 @@ pub fn fit<M: LanguageModel>(
     )?;
 
     let renderer: Box<dyn MetricsRenderer> = match session.display {
-        Display::Screen => Box::new(TuiMetricsRendererWrapper::new(
-            session.interrupter.clone(),
-            None,
-        )),
+        Display::Screen => {
+            let interrupter = session.interrupter.clone();
+            let screen = TuiMetricsRendererWrapper::new(interrupter, None);
+            terminal::keep_ctrl_c();
+            Box::new(screen)
+        }
         Display::Lines => {
             let lines = LineRenderer::new(training.log_interval, start.step, training.iterations);
             Box::new(lines)

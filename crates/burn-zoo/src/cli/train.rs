@@ -1,6 +1,6 @@
 //! `burn-zoo train`.
 
-use std::io::{IsTerminal, stdout};
+use std::io::{IsTerminal, Write, stderr, stdout};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
@@ -128,8 +128,11 @@ fn read_recipe(arguments: &Arguments) -> Result<Recipe> {
         _ => Recipe::parse(OWN_RECIPE, &overrides)?,
     };
     if let Some(corpus) = &arguments.corpus {
-        // Absolute, so that the run can be resumed from another folder.
-        recipe.data.corpus = Some(std::path::absolute(corpus)?);
+        recipe.data.corpus = Some(corpus.clone());
+    }
+    // Absolute, so that the run can be resumed from another folder.
+    if let Some(corpus) = &mut recipe.data.corpus {
+        *corpus = std::path::absolute(&corpus)?;
     }
     Ok(recipe)
 }
@@ -157,7 +160,13 @@ fn stop_on_ctrl_c() -> Result<Interrupter> {
         if handle.should_stop() {
             std::process::exit(130);
         }
-        eprintln!("stopping after this step; press Ctrl-C again to stop at once");
+        // Not across the screen.
+        if !stdout().is_terminal() {
+            let _ = writeln!(
+                stderr(),
+                "stopping after this step; Ctrl-C again stops at once"
+            );
+        }
         handle.stop(Some("Ctrl-C"));
     })?;
     Ok(interrupter)
