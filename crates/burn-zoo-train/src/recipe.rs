@@ -435,7 +435,7 @@ mod tests {
                 "1.5",
                 "`model.gpt.dropout`: must be at least 0 and less than 1",
             ),
-            ("model.gtp.n_layers", "3", "`model`: unknown variant `gtp`"),
+            ("model.gtp.n_layers", "3", "`model`: wanted exactly 1"),
             ("objective", "fly", "`objective`: unknown variant `fly`"),
             (
                 "optimizer.learning_rate",

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use burn::data::dataloader::{DataLoaderIterator, Progress};
-use burn::module::{Module, ModuleVisitor, Param};
+use burn::module::{ModuleVisitor, Param};
 use burn::optim::GradientsAccumulator;
 use burn::tensor::{DType, Device, Tensor, TensorReadError};
 use burn_train::{
