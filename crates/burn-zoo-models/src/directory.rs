@@ -3,18 +3,18 @@
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
-use burn_zoo_nn::{ConfigError, Transformer, TransformerConfig};
-use serde::{Deserialize, Serialize};
+use burn_zoo_nn::{ConfigError, Transformer, init};
+use serde_json::{Map, Value};
 
 use crate::{
+    family::Architecture,
     files,
     weights::{self, WeightsError},
 };
 
 /// The configuration's file name.
 pub const CONFIG: &str = "config.json";
-/// The weights' file name.
-pub const WEIGHTS: &str = "model.safetensors";
+pub use crate::weights::WEIGHTS;
 /// The tokenizer's file name.
 pub const TOKENIZER: &str = "tokenizer.json";
 
@@ -42,73 +42,51 @@ pub enum DirectoryError {
     Weights(#[from] WeightsError),
 }
 
-/// What `config.json` holds.
-#[derive(Serialize, Deserialize)]
-struct ConfigFile {
-    model_type: ModelType,
-    transformer: TransformerConfig,
-}
-
-/// The formats of `config.json` that are understood.
-#[derive(Serialize, Deserialize)]
-enum ModelType {
-    /// The zoo's own: the component tree as it is.
-    #[serde(rename = "burn-zoo")]
-    BurnZoo,
-}
-
 /// Writes `config.json` and `model.safetensors` into a directory, which is made when it is not
 /// there.
 pub fn save(
     model: &Transformer,
-    config: &TransformerConfig,
+    architecture: &Architecture,
     directory: &Path,
 ) -> Result<(), DirectoryError> {
     std::fs::create_dir_all(directory).map_err(|source| DirectoryError::Io {
         path: directory.to_owned(),
         source,
     })?;
-    weights::save(model, &directory.join(WEIGHTS))?;
-    let contents = ConfigFile {
-        model_type: ModelType::BurnZoo,
-        transformer: config.clone(),
-    };
+    weights::save(model, &architecture.names, &directory.join(WEIGHTS))?;
     let path = directory.join(CONFIG);
-    let json = serde_json::to_string_pretty(&contents).map_err(|error| DirectoryError::Config {
-        path: path.clone(),
-        problem: error.to_string(),
-    })?;
+    let json =
+        serde_json::to_string_pretty(&architecture.json).map_err(|error| DirectoryError::Config {
+            path: path.clone(),
+            problem: error.to_string(),
+        })?;
     files::replace_with(&path, json).map_err(|source| DirectoryError::Io { path, source })
 }
 
-/// Reads `config.json`.
-pub fn load_config(directory: &Path) -> Result<TransformerConfig, DirectoryError> {
+/// Reads `config.json`: of a family, as the `transformers` library writes it, or of the zoo's own.
+pub fn load_config(directory: &Path) -> Result<Architecture, DirectoryError> {
     let path = directory.join(CONFIG);
     let text = std::fs::read_to_string(&path).map_err(|source| DirectoryError::Io {
         path: path.clone(),
         source,
     })?;
-    let broken = |field: String, problem: String| DirectoryError::Config {
+    let broken = |problem: String| DirectoryError::Config {
         path: path.clone(),
-        problem: format!("{field}: {problem}"),
+        problem,
     };
-    let mut json = serde_json::Deserializer::from_str(&text);
-    let file: ConfigFile = serde_path_to_error::deserialize(&mut json)
-        .map_err(|error| broken(error.path().to_string(), error.inner().to_string()))?;
-    file.transformer
-        .validate()
-        .map_err(|ConfigError { field, problem }| {
-            broken(format!("transformer.{field}"), problem)
-        })?;
-    Ok(file.transformer)
+    let json: Map<String, Value> =
+        serde_json::from_str(&text).map_err(|error| broken(error.to_string()))?;
+    Architecture::from_json(json)
+        .map_err(|ConfigError { field, problem }| broken(format!("{field}: {problem}")))
 }
 
-/// Reads a model onto `device`.
+/// Reads a model onto `device`. Its values are in memory once, whatever the file.
 pub fn load(
     directory: &Path,
     device: &Device,
-) -> Result<(Transformer, TransformerConfig), DirectoryError> {
-    let config = load_config(directory)?;
-    let model = weights::load(config.init(device), &directory.join(WEIGHTS))?;
-    Ok((model, config))
+) -> Result<(Transformer, Architecture), DirectoryError> {
+    let architecture = load_config(directory)?;
+    let model = init::shapes_only(|| architecture.transformer.init(device));
+    let model = weights::load(model, &architecture.names, directory)?;
+    Ok((model, architecture))
 }

@@ -95,8 +95,8 @@ impl GptConfig {
             TransformerConfig::uniform(vocab_size, self.context_length, self.n_layers, block)
                 .with_dropout(self.dropout)
                 .with_head(match self.tied_head {
-                    true => HeadConfig::Tied,
-                    false => HeadConfig::Untied { bias: false },
+                    true => HeadConfig::tied(),
+                    false => HeadConfig::untied(false),
                 });
         self.name_own_field(config.validate())?;
         Ok(config)
@@ -106,7 +106,7 @@ impl GptConfig {
     fn name_own_field(&self, result: Result<(), ConfigError>) -> Result<(), ConfigError> {
         result.map_err(|error| {
             let field = match error.field.as_str() {
-                "blocks" => "n_layers",
+                "stack.blocks" => "n_layers",
                 path => path.rsplit('.').next().unwrap_or(path),
             };
             ConfigError::new(field, error.problem)

@@ -1,15 +1,24 @@
-//! Parameters as a safetensors file, named by their path in the module.
+//! Parameters as safetensors files, under the names and in the layouts of a table.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
-use burn::tensor::{DType, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData, bf16, f16};
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use serde::Deserialize;
 
-use crate::files;
+use crate::{
+    files,
+    names::{Layout, Names, Source},
+};
+
+/// The name of a checkpoint in one file.
+pub const WEIGHTS: &str = "model.safetensors";
+/// The name of the list of a checkpoint's shards.
+pub const INDEX: &str = "model.safetensors.index.json";
 
 /// What makes a weights file unusable.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +39,27 @@ pub enum WeightsError {
         /// What the safetensors library says.
         problem: String,
     },
+    /// The list of shards is no such list.
+    #[error("{}: {problem}", path.display())]
+    Index {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The weights are Python pickles.
+    #[error(
+        "{} is a Python pickle, which can run code when it is read: load it in Python with \
+         `transformers` and save it again with `save_pretrained`, which writes {WEIGHTS}",
+        .0.display()
+    )]
+    Pickle(PathBuf),
+    /// There are no weights.
+    #[error("{} holds neither {WEIGHTS} nor {INDEX}", .0.display())]
+    Missing(PathBuf),
+    /// A parameter has no row in the table of names.
+    #[error("no name is known for the parameter `{0}`: the family's table of names lacks it")]
+    Unnamed(String),
     /// The file and the model differ.
     #[error("{} does not fit the model: {}", path.display(), problems.join("; "))]
     Mismatch {
@@ -58,7 +88,8 @@ impl ModulePath {
     }
 }
 
-/// Calls `visit` with the path, shape and rank of each float parameter, in the module's order.
+/// Calls `visit` with the path and shape of each float parameter, in the module's order, without
+/// making values that are not there yet.
 pub fn for_each_parameter<M: Module>(module: &M, visit: impl FnMut(String, Vec<usize>)) {
     struct Visitor<F>(ModulePath, F);
     impl<F: FnMut(String, Vec<usize>)> ModuleVisitor for Visitor<F> {
@@ -69,21 +100,79 @@ pub fn for_each_parameter<M: Module>(module: &M, visit: impl FnMut(String, Vec<u
             self.0.exit();
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            (self.1)(self.0.name(), param.val().dims().to_vec());
+            (self.1)(self.0.name(), param.lazy_shape().to_vec());
         }
     }
     module.visit(&mut Visitor(ModulePath::default(), visit));
 }
 
-/// Writes all float parameters of `module` as 32-bit floats. The file replaces an older one only
-/// when it is complete.
-pub fn save<M: Module>(module: &M, path: &Path) -> Result<(), WeightsError> {
-    #[derive(Default)]
-    struct Collector {
-        path: ModulePath,
-        tensors: BTreeMap<String, (Vec<usize>, TensorData)>,
+/// One of our values seen in a tensor of the checkpoint: both are matrices `[inputs, outputs]`, ours
+/// by rows, theirs by strides.
+struct Matrix {
+    inputs: usize,
+    outputs: usize,
+    layout: Layout,
+}
+
+impl Matrix {
+    fn new(shape: &[usize], layout: Layout) -> Self {
+        let outputs = shape.last().copied().unwrap_or(1);
+        Self {
+            inputs: shape.iter().product::<usize>() / outputs.max(1),
+            outputs,
+            layout,
+        }
     }
-    impl ModuleVisitor for Collector {
+
+    /// Calls `visit` with each value's index in our tensor and in theirs, block by block, so that
+    /// neither side strides through memory.
+    fn for_each(&self, mut visit: impl FnMut(usize, usize)) {
+        const BLOCK: usize = 32;
+        let all = self.outputs * self.layout.part.of();
+        for first_input in (0..self.inputs).step_by(BLOCK) {
+            for first_output in (0..self.outputs).step_by(BLOCK) {
+                for output in first_output..(first_output + BLOCK).min(self.outputs) {
+                    let column = self.layout.part.position(output, self.outputs);
+                    for input in first_input..(first_input + BLOCK).min(self.inputs) {
+                        let theirs = match self.layout.is_transposed {
+                            true => column * self.inputs + input,
+                            false => input * all + column,
+                        };
+                        visit(input * self.outputs + output, theirs);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Writes all float parameters of `module` as 32-bit floats, under the names of `names`. The file
+/// replaces an older one only when it is complete.
+pub fn save<M: Module>(module: &M, names: &Names, path: &Path) -> Result<(), WeightsError> {
+    let mut tensors = collect(module, names, Value)?;
+    let constants = names.constants();
+    tensors.extend(constants.map(|(name, values)| (name, (vec![values.len()], values.to_vec()))));
+    write(&tensors, path)
+}
+
+/// Tensors by name, with their shape.
+pub type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+
+/// Float parameters of `module`, or what `of` makes of each (such as its gradient), as a checkpoint has
+/// them. Parameters for which `of` gives nothing are left out; a part of a fused tensor is then zero.
+pub fn collect<M: Module>(
+    module: &M,
+    names: &Names,
+    of: impl ParameterValue,
+) -> Result<Tensors, WeightsError> {
+    struct Collector<'a, F> {
+        path: ModulePath,
+        names: &'a Names,
+        of: F,
+        tensors: Tensors,
+        unnamed: Option<String>,
+    }
+    impl<F: ParameterValue> ModuleVisitor for Collector<'_, F> {
         fn enter_module(&mut self, name: &str, _: &str) {
             self.path.enter(name);
         }
@@ -91,25 +180,74 @@ pub fn save<M: Module>(module: &M, path: &Path) -> Result<(), WeightsError> {
             self.path.exit();
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            let tensor = param.val();
-            let shape = tensor.dims().to_vec();
+            let Some(Source { name, layout, .. }) = self.names.source(&self.path.name()) else {
+                self.unnamed.get_or_insert_with(|| self.path.name());
+                return;
+            };
+            let Some(tensor) = self.of.of(param) else {
+                return;
+            };
+            let ours = tensor.dims();
             let data = tensor.into_data().convert_dtype(DType::F32);
-            self.tensors.insert(self.path.name(), (shape, data));
+            let values = data.try_to_vec::<f32>().expect("just converted");
+            let shape = layout.shape(&ours);
+            let (_, theirs) = self.tensors.entry(name).or_insert_with(|| {
+                let zeros = vec![0.0; shape.iter().product()];
+                (shape, zeros)
+            });
+            Matrix::new(&ours, layout).for_each(|from, to| theirs[to] = values[from]);
         }
     }
 
-    let mut collector = Collector::default();
+    let mut collector = Collector {
+        path: ModulePath::default(),
+        names,
+        of,
+        tensors: Tensors::new(),
+        unnamed: None,
+    };
     module.visit(&mut collector);
+    match collector.unnamed {
+        Some(name) => Err(WeightsError::Unnamed(name)),
+        None => Ok(collector.tensors),
+    }
+}
+
+/// What [`collect`] takes of a parameter.
+pub trait ParameterValue {
+    /// A tensor of the parameter's shape, if there is one.
+    fn of<const D: usize>(&self, param: &Param<Tensor<D>>) -> Option<Tensor<D>>;
+}
+
+/// The parameter itself.
+pub struct Value;
+
+impl ParameterValue for Value {
+    fn of<const D: usize>(&self, param: &Param<Tensor<D>>) -> Option<Tensor<D>> {
+        Some(param.val())
+    }
+}
+
+/// Writes tensors as a safetensors file.
+pub fn write(tensors: &Tensors, path: &Path) -> Result<(), WeightsError> {
     let damaged = |error: safetensors::SafeTensorError| WeightsError::Damaged {
         path: path.to_owned(),
         problem: error.to_string(),
     };
-    let mut views = Vec::with_capacity(collector.tensors.len());
-    for (name, (shape, data)) in &collector.tensors {
-        let view = TensorView::new(Dtype::F32, shape.clone(), data.as_bytes()).map_err(damaged)?;
+    let bytes: Vec<(&String, &Vec<usize>, Vec<u8>)> = tensors
+        .iter()
+        .map(|(name, (shape, values))| {
+            let bytes = values.iter().flat_map(|value| value.to_le_bytes());
+            (name, shape, bytes.collect())
+        })
+        .collect();
+    let mut views = Vec::with_capacity(bytes.len());
+    for (name, shape, bytes) in &bytes {
+        let view = TensorView::new(Dtype::F32, shape.to_vec(), bytes).map_err(damaged)?;
         views.push((name, view));
     }
-    let metadata = [("format".to_owned(), "burn-zoo".to_owned())].into();
+    // The `transformers` library reads only files that name a framework.
+    let metadata = [("format".to_owned(), "pt".to_owned())].into();
     let bytes = safetensors::serialize(views, Some(metadata)).map_err(damaged)?;
     files::replace_with(path, bytes).map_err(|source| WeightsError::Io {
         path: path.to_owned(),
@@ -117,87 +255,198 @@ pub fn save<M: Module>(module: &M, path: &Path) -> Result<(), WeightsError> {
     })
 }
 
-/// Reads the parameters of `module` from a file with exactly its parameters. Floats of 16, 32 and
-/// 64 bits are converted to the parameter's type.
+/// The files of a checkpoint.
+fn checkpoint_files(directory: &Path) -> Result<Vec<PathBuf>, WeightsError> {
+    #[derive(Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let whole = directory.join(WEIGHTS);
+    let path = directory.join(INDEX);
+    if whole.exists() || !path.exists() {
+        let pickle = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
+        let pickle = pickle.map(|name| directory.join(name));
+        return match pickle.into_iter().find(|path| path.exists()) {
+            _ if whole.exists() => Ok(vec![whole]),
+            Some(pickle) => Err(WeightsError::Pickle(pickle)),
+            None => Err(WeightsError::Missing(directory.to_owned())),
+        };
+    }
+    let broken = |problem: String| WeightsError::Index {
+        path: path.clone(),
+        problem,
+    };
+    let text = std::fs::read_to_string(&path).map_err(|source| WeightsError::Io {
+        path: path.clone(),
+        source,
+    })?;
+    let index: Index = serde_json::from_str(&text).map_err(|error| broken(error.to_string()))?;
+    let files: BTreeSet<&String> = index.weight_map.values().collect();
+    // A list may not lead out of its folder.
+    if let Some(name) = files
+        .iter()
+        .find(|name| Path::new(name).file_name() != Some(name.as_ref()))
+    {
+        return Err(broken(format!("`{name}` is not the name of a file beside it")));
+    }
+    Ok(files.into_iter().map(|name| directory.join(name)).collect())
+}
+
+/// A mapped file and what it holds.
+struct MappedFile {
+    path: PathBuf,
+    bytes: Mmap,
+}
+
+impl MappedFile {
+    fn open(path: PathBuf) -> Result<Self, WeightsError> {
+        let map = |path: &Path| {
+            let file = File::open(path)?;
+            // SAFETY: the mapping is read-only; a file that another process changes meanwhile gives
+            // wrong values, as it would when read.
+            unsafe { Mmap::map(&file) }
+        };
+        match map(&path) {
+            Ok(bytes) => Ok(Self { path, bytes }),
+            Err(source) => Err(WeightsError::Io { path, source }),
+        }
+    }
+
+    fn tensors(&self) -> Result<SafeTensors<'_>, WeightsError> {
+        SafeTensors::deserialize(&self.bytes).map_err(|error| WeightsError::Damaged {
+            path: self.path.clone(),
+            problem: error.to_string(),
+        })
+    }
+
+    /// Gives the pages of a tensor back, so that a model is not in memory twice while it loads.
+    fn release(&self, data: &[u8]) {
+        #[cfg(unix)]
+        {
+            let offset = data.as_ptr() as usize - self.bytes.as_ptr() as usize;
+            // SAFETY: the mapping is of a file and never written to: pages that are touched again are
+            // read again.
+            let result = unsafe {
+                let advice = memmap2::UncheckedAdvice::DontNeed;
+                self.bytes.unchecked_advise_range(advice, offset, data.len())
+            };
+            if let Err(error) = result {
+                tracing::debug!("{}: {error}", self.path.display());
+            }
+        }
+        #[cfg(not(unix))]
+        let _ = data;
+    }
+}
+
+/// Reads the parameters of `module` from the checkpoint in `directory`, one file or several. Floats of
+/// 16, 32 and 64 bits are converted to the device's type.
+///
+/// Values that the module has not made yet ([`shapes_only`](burn_zoo_nn::init::shapes_only)) are never
+/// made.
 ///
 /// # Errors
 ///
-/// When the file cannot be read, is damaged, or differs from the module; every difference is named.
-pub fn load<M: Module>(module: M, path: &Path) -> Result<M, WeightsError> {
-    let io = |source| WeightsError::Io {
-        path: path.to_owned(),
-        source,
-    };
-    let file = File::open(path).map_err(io)?;
-    // SAFETY: the mapping is read-only; a file that another process changes meanwhile gives wrong
-    // values, as it would when read.
-    let bytes = unsafe { Mmap::map(&file) }.map_err(io)?;
-    let tensors = SafeTensors::deserialize(&bytes).map_err(|error| WeightsError::Damaged {
-        path: path.to_owned(),
-        problem: error.to_string(),
-    })?;
+/// When a file cannot be read, is damaged, or differs from the module; every difference is named.
+pub fn load<M: Module>(module: M, names: &Names, directory: &Path) -> Result<M, WeightsError> {
+    let files = checkpoint_files(directory)?;
+    let files = files.into_iter().map(MappedFile::open);
+    let files = files.collect::<Result<Vec<_>, _>>()?;
+    let mut views = BTreeMap::new();
+    for (index, file) in files.iter().enumerate() {
+        for (name, view) in file.tensors()?.tensors() {
+            views.insert(name, (index, view));
+        }
+    }
 
     let mut loader = Loader {
         path: ModulePath::default(),
-        unused: tensors.names().into_iter().collect(),
-        tensors: &tensors,
+        names,
+        files: &files,
+        views: &views,
+        used: BTreeSet::new(),
         problems: Vec::new(),
     };
     let module = module.map(&mut loader);
-    let mut problems = loader.problems;
-    problems.extend(
-        loader
-            .unused
-            .iter()
-            .map(|name| format!("`{name}` is unexpected")),
-    );
+    let Loader {
+        used, mut problems, ..
+    } = loader;
+    let unexpected = views
+        .keys()
+        .filter(|name| !used.contains(*name) && !names.is_ignored(name));
+    problems.extend(unexpected.map(|name| format!("`{name}` is unexpected")));
     if problems.is_empty() {
         return Ok(module);
     }
     Err(WeightsError::Mismatch {
-        path: path.to_owned(),
+        path: match &files[..] {
+            [file] => file.path.clone(),
+            _ => directory.to_owned(),
+        },
         problems,
     })
 }
 
 struct Loader<'a> {
     path: ModulePath,
-    tensors: &'a SafeTensors<'a>,
-    unused: BTreeSet<&'a str>,
+    names: &'a Names,
+    files: &'a [MappedFile],
+    views: &'a BTreeMap<String, (usize, TensorView<'a>)>,
+    used: BTreeSet<String>,
     problems: Vec<String>,
 }
 
 impl Loader<'_> {
-    /// The tensor for the parameter at the current path, or a note of why there is none.
-    fn read(&mut self, shape: &[usize]) -> Option<TensorData> {
-        let name = self.path.name();
-        let Ok(view) = self.tensors.tensor(&name) else {
-            self.problems.push(format!("`{name}` is missing"));
+    /// The values for the parameter at the current path, or a note of why there are none.
+    fn read(&mut self, shape: &[usize]) -> Option<Vec<f32>> {
+        let ours = self.path.name();
+        let Some(source) = self.names.source(&ours) else {
+            let problem = format!("no name is known for the parameter `{ours}`");
+            self.problems.push(problem);
             return None;
         };
-        self.unused.remove(name.as_str());
-        if view.shape() != shape {
-            let problem = format!("`{name}` has shape {:?}, expected {shape:?}", view.shape());
+        let candidates: Vec<&String> = [&source.name].into_iter().chain(&source.others).collect();
+        let found = candidates.iter().find(|name| self.views.contains_key(**name));
+        let Some(&name) = found else {
+            self.problems.push(format!("`{}` is missing", source.name));
+            return None;
+        };
+        self.used.extend(candidates.into_iter().cloned());
+        let (file, view) = &self.views[name];
+        let expected = source.layout.shape(shape);
+        if view.shape() != expected {
+            let problem = format!("`{name}` has shape {:?}, expected {expected:?}", view.shape());
             self.problems.push(problem);
             return None;
         }
-        let dtype = match view.dtype() {
-            Dtype::F64 => DType::F64,
-            Dtype::F32 => DType::F32,
-            Dtype::F16 => DType::F16,
-            Dtype::BF16 => DType::BF16,
+        let matrix = Matrix::new(shape, source.layout);
+        let data = view.data();
+        let values = match view.dtype() {
+            Dtype::F64 => gather(data, &matrix, |bytes| f64::from_le_bytes(bytes) as f32),
+            Dtype::F32 => gather(data, &matrix, f32::from_le_bytes),
+            Dtype::F16 => gather(data, &matrix, |bytes| f16::from_le_bytes(bytes).to_f32()),
+            Dtype::BF16 => gather(data, &matrix, |bytes| bf16::from_le_bytes(bytes).to_f32()),
             other => {
                 let problem = format!("`{name}` has type {other:?}, expected a float");
                 self.problems.push(problem);
                 return None;
             }
         };
-        Some(TensorData::from_bytes_vec(
-            view.data().to_vec(),
-            shape.to_vec(),
-            dtype,
-        ))
+        self.files[*file].release(data);
+        Some(values)
     }
+}
+
+/// Our values from a tensor of the checkpoint.
+fn gather<const N: usize>(
+    data: &[u8],
+    matrix: &Matrix,
+    decode: impl Fn([u8; N]) -> f32,
+) -> Vec<f32> {
+    let (theirs, _) = data.as_chunks::<N>();
+    let mut values = vec![0.0; matrix.inputs * matrix.outputs];
+    matrix.for_each(|to, from| values[to] = decode(theirs[from]));
+    values
 }
 
 impl ModuleMapper for Loader<'_> {
@@ -210,11 +459,13 @@ impl ModuleMapper for Loader<'_> {
     }
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let tensor = param.val();
-        match self.read(&tensor.dims()) {
-            Some(data) => {
-                let data = data.convert_dtype(tensor.dtype());
-                param.map(|old| Tensor::from_data(data, &old.device()))
+        let shape = param.lazy_shape();
+        match self.read(&shape.to_vec()) {
+            Some(values) => {
+                let device: Device = param.lazy_device();
+                let mut loaded = Param::from_data(TensorData::new(values, shape), &device);
+                loaded.id = param.id;
+                loaded
             }
             None => param,
         }

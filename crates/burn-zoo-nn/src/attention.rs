@@ -4,11 +4,18 @@
 use burn::config::Config;
 use burn::module::Module;
 use burn::nn::Linear;
-use burn::tensor::{Device, Tensor};
-use burn_zoo_ops::{AttentionMask, attention};
+use burn::tensor::{Device, Tensor, TensorData};
+use burn_zoo_ops::{AttentionMask, Scoring, attention};
 use serde::{Deserialize, Serialize};
 
-use crate::{ConfigError, cache::LayerCache, init, require_positive};
+use crate::{
+    ConfigError,
+    cache::LayerCache,
+    init,
+    pass::{Memory, Pass},
+    require_positive,
+    rotary::RotaryConfig,
+};
 
 /// What a position may look at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +25,51 @@ pub enum AttentionPattern {
     Causal,
     /// The whole sequence (BERT).
     Bidirectional,
+    /// The sequence's prefix, itself and what came before (GLM: Du et al. 2022, arXiv:2103.10360).
+    Prefix,
+    /// Itself and the `window − 1` positions before it (GPT-3's sparse layers, Mistral).
+    Banded {
+        /// How many positions are visible.
+        window: usize,
+    },
+}
+
+/// What products of queries and keys are multiplied by.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum AttentionScale {
+    /// 1/√`head_dim` (Vaswani et al. 2017).
+    InverseSqrt,
+    /// A number, such as 1 for T5.
+    Fixed(f64),
+    /// A number for each query head.
+    PerHead(Vec<f64>),
+}
+
+/// Which projections have a bias.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AttentionBias {
+    /// The queries'.
+    pub query: bool,
+    /// The keys'.
+    pub key: bool,
+    /// The values'.
+    pub value: bool,
+    /// The output's.
+    pub output: bool,
+}
+
+impl AttentionBias {
+    /// Every projection, or none.
+    pub fn all(bias: bool) -> Self {
+        Self {
+            query: bias,
+            key: bias,
+            value: bias,
+            output: bias,
+        }
+    }
 }
 
 /// Configuration of [`MultiHeadAttention`].
@@ -35,12 +87,24 @@ pub struct AttentionConfig {
     /// What a position may look at.
     #[config(default = "AttentionPattern::Causal")]
     pub pattern: AttentionPattern,
-    /// Whether the projections have a bias.
-    #[config(default = true)]
-    pub bias: bool,
+    /// Which projections have a bias.
+    #[config(default = "AttentionBias::all(true)")]
+    pub bias: AttentionBias,
+    /// What products of queries and keys are multiplied by.
+    #[config(default = "AttentionScale::InverseSqrt")]
+    pub scale: AttentionScale,
+    /// Rotary positions, if any.
+    #[config(default = "None")]
+    pub rotary: Option<RotaryConfig>,
+    /// Whether scores fall with distance ([ALiBi](crate::bias::alibi)).
+    #[config(default = false)]
+    pub alibi: bool,
     /// The standard deviation of the initial query, key and value weights.
     #[config(default = 0.02)]
     pub init_std: f64,
+    /// That of the query weights, where it differs: T5 has its scale of 1/√`head_dim` there.
+    #[config(default = "None")]
+    pub query_init_std: Option<f64>,
     /// The standard deviation of the initial output weights, which write to the residual stream.
     #[config(default = 0.02)]
     pub output_init_std: f64,
@@ -69,6 +133,44 @@ impl AttentionConfig {
             );
             return Err(ConfigError::new("n_kv_heads", problem));
         }
+        if let AttentionPattern::Banded { window } = self.pattern {
+            require_positive("pattern.banded.window", window)?;
+        }
+        match &self.scale {
+            AttentionScale::PerHead(scales) if scales.len() != self.n_heads => {
+                let problem = format!(
+                    "needs a number for each of the {} heads, got {}",
+                    self.n_heads,
+                    scales.len()
+                );
+                return Err(ConfigError::new("scale.per_head", problem));
+            }
+            _ => {}
+        }
+        match &self.rotary {
+            Some(rotary) => rotary
+                .validate(self.head_dim)
+                .map_err(|error| error.within("rotary")),
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses what only self-attention can have.
+    pub fn validate_cross(&self) -> Result<(), ConfigError> {
+        self.validate()?;
+        let refuse = |field, problem: &str| Err(ConfigError::new(field, problem));
+        if self.pattern != AttentionPattern::Bidirectional {
+            return refuse("pattern", "must be bidirectional: the encoder has been read whole");
+        }
+        if self.rotary.is_some() || self.alibi {
+            return refuse(
+                match self.alibi {
+                    true => "alibi",
+                    false => "rotary",
+                },
+                "has no meaning between two sequences: leave it out of cross-attention",
+            );
+        }
         Ok(())
     }
 
@@ -78,36 +180,49 @@ impl AttentionConfig {
             self.n_heads * self.head_dim,
             self.n_kv_heads * self.head_dim,
         );
-        let bias = if self.bias {
-            queries + 2 * keys + self.d_model
-        } else {
-            0
-        };
+        let AttentionBias {
+            query,
+            key,
+            value,
+            output,
+        } = self.bias;
+        let biases = [
+            (query, queries),
+            (key, keys),
+            (value, keys),
+            (output, self.d_model),
+        ];
+        let bias: usize = biases.iter().map(|&(has, n)| if has { n } else { 0 }).sum();
         self.d_model * (2 * queries + 2 * keys) + bias
     }
 
     /// An attention layer with weights from N(0, `init_std`²).
     pub fn init(&self, device: &Device) -> MultiHeadAttention {
         let project =
-            |d_input, d_output, std| init::linear(d_input, d_output, self.bias, std, device);
+            |d_input, d_output, bias, std| init::linear(d_input, d_output, bias, std, device);
         let queries = self.n_heads * self.head_dim;
         let keys = self.n_kv_heads * self.head_dim;
         MultiHeadAttention {
-            query: project(self.d_model, queries, self.init_std),
-            key: project(self.d_model, keys, self.init_std),
-            value: project(self.d_model, keys, self.init_std),
-            output: project(queries, self.d_model, self.output_init_std),
-            n_heads: self.n_heads,
-            n_kv_heads: self.n_kv_heads,
-            mask: match self.pattern {
-                AttentionPattern::Causal => AttentionMask::Causal,
-                AttentionPattern::Bidirectional => AttentionMask::Full,
-            },
+            query: project(
+                self.d_model,
+                queries,
+                self.bias.query,
+                self.query_init_std.unwrap_or(self.init_std),
+            ),
+            key: project(self.d_model, keys, self.bias.key, self.init_std),
+            value: project(self.d_model, keys, self.bias.value, self.init_std),
+            output: project(
+                queries,
+                self.d_model,
+                self.bias.output,
+                self.output_init_std,
+            ),
+            config: self.clone(),
         }
     }
 }
 
-/// Self-attention. Built by [`AttentionConfig::init`].
+/// Self- or cross-attention. Built by [`AttentionConfig::init`].
 #[derive(Module, Debug)]
 pub struct MultiHeadAttention {
     /// `[d_model, n_heads · head_dim]`.
@@ -118,26 +233,112 @@ pub struct MultiHeadAttention {
     pub value: Linear,
     /// `[n_heads · head_dim, d_model]`.
     pub output: Linear,
-    n_heads: usize,
-    n_kv_heads: usize,
     #[module(skip)]
-    mask: AttentionMask,
+    config: AttentionConfig,
 }
 
 impl MultiHeadAttention {
-    /// `[batch, seq, d_model] → [batch, seq, d_model]`.
+    /// Self-attention, `[batch, seq, d_model] → [batch, seq, d_model]`.
     ///
     /// With a cache, `input` continues the sequence that the cache holds and is added to it.
-    pub fn forward(&self, input: Tensor<3>, cache: Option<&mut LayerCache>) -> Tensor<3> {
-        let query = split_heads(self.query.forward(input.clone()), self.n_heads);
-        let key = split_heads(self.key.forward(input.clone()), self.n_kv_heads);
-        let value = split_heads(self.value.forward(input), self.n_kv_heads);
+    pub fn forward(
+        &self,
+        input: Tensor<3>,
+        pass: &mut Pass,
+        cache: Option<&mut LayerCache>,
+    ) -> Tensor<3> {
+        let config = &self.config;
+        let [_, seq, _] = input.dims();
+        let device = input.device();
+        let mut query = split_heads(self.query.forward(input.clone()), config.n_heads);
+        let mut key = split_heads(self.key.forward(input.clone()), config.n_kv_heads);
+        let value = split_heads(self.value.forward(input), config.n_kv_heads);
+        if let Some(rotary) = &config.rotary {
+            let table = pass.rotary(rotary, seq, &device);
+            query = table.apply(query);
+            key = table.apply(key);
+        }
         let (key, value) = match cache {
             Some(cache) => cache.append(key, value),
             None => (key, value),
         };
-        let attended = attention(query, key, value, self.mask);
+        let alibi_heads = config.alibi.then_some(config.n_heads);
+        let bias = pass.bias(config.pattern, alibi_heads, seq, &device);
+        let mask = match config.pattern {
+            AttentionPattern::Causal => AttentionMask::Causal,
+            AttentionPattern::Banded { window } => AttentionMask::Banded { window },
+            // What a prefix hides depends on the sequence, so it is part of the bias.
+            AttentionPattern::Bidirectional | AttentionPattern::Prefix => AttentionMask::Full,
+        };
+        if let Some(maps) = &mut pass.attention_maps {
+            maps.push(self.probabilities(query.clone(), key.clone(), bias.clone()));
+        }
+        self.attend(query, key, value, bias, mask)
+    }
+
+    /// What each position takes of each, `[batch, n_heads, seq_q, seq_k]`, where no mask hides any.
+    fn probabilities(&self, query: Tensor<4>, key: Tensor<4>, bias: Option<Tensor<4>>) -> Tensor<4> {
+        let [batch, n_heads, seq_q, head_dim] = query.dims();
+        let [_, n_kv_heads, seq_k, _] = key.dims();
+        let (query, scale) = self.scaled(query);
+        let rows = n_heads / n_kv_heads * seq_q;
+        let query = query.reshape([batch, n_kv_heads, rows, head_dim]) * scale;
+        let scores = query.matmul(key.swap_dims(2, 3));
+        let scores = scores.reshape([batch, n_heads, seq_q, seq_k]);
+        let scores = match bias {
+            Some(bias) => scores + bias,
+            None => scores,
+        };
+        burn::tensor::activation::softmax(scores, 3)
+    }
+
+    /// Cross-attention to an encoder's output, `[batch, seq, d_model] → [batch, seq, d_model]`.
+    ///
+    /// With a cache, keys and values of the memory are computed once.
+    pub fn forward_cross(
+        &self,
+        input: Tensor<3>,
+        memory: &Memory,
+        cache: Option<&mut LayerCache>,
+    ) -> Tensor<3> {
+        let n_kv_heads = self.config.n_kv_heads;
+        let project = || {
+            let hidden = memory.hidden.clone();
+            let key = split_heads(self.key.forward(hidden.clone()), n_kv_heads);
+            (key, split_heads(self.value.forward(hidden), n_kv_heads))
+        };
+        let (key, value) = match cache {
+            Some(cache) => cache.memory(project),
+            None => project(),
+        };
+        let query = split_heads(self.query.forward(input), self.config.n_heads);
+        self.attend(query, key, value, memory.bias(), AttentionMask::Full)
+    }
+
+    fn attend(
+        &self,
+        query: Tensor<4>,
+        key: Tensor<4>,
+        value: Tensor<4>,
+        bias: Option<Tensor<4>>,
+        mask: AttentionMask,
+    ) -> Tensor<3> {
+        let (query, scale) = self.scaled(query);
+        let attended = attention(query, key, value, bias, Scoring { mask, scale });
         self.output.forward(merge_heads(attended))
+    }
+
+    /// Queries, and what remains to multiply their products by.
+    fn scaled(&self, query: Tensor<4>) -> (Tensor<4>, f64) {
+        match &self.config.scale {
+            AttentionScale::InverseSqrt => (query, 1.0 / (self.config.head_dim as f64).sqrt()),
+            AttentionScale::Fixed(scale) => (query, *scale),
+            AttentionScale::PerHead(scales) => {
+                let data = TensorData::new(scales.clone(), [1, scales.len(), 1, 1]);
+                let data = data.convert_dtype(query.dtype());
+                (query.clone() * Tensor::from_data(data, &query.device()), 1.0)
+            }
+        }
     }
 }
 

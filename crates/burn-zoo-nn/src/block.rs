@@ -11,18 +11,33 @@ use crate::{
     attention::{AttentionConfig, MultiHeadAttention},
     cache::LayerCache,
     feed_forward::{Activation, FeedForward, FeedForwardConfig},
+    mixture::{MixtureConfig, MixtureOfExperts},
     norm::{Norm, NormConfig},
+    pass::Pass,
     require_dropout,
 };
 
-/// Where a block normalises (Xiong et al. 2020, arXiv:2002.04745).
+/// Where a block normalises, and what its residual connections carry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum NormPlacement {
-    /// Before each sub-layer, `x + f(norm(x))` (GPT-2). The stack ends with one more norm.
+    /// Before each sub-layer, `x + f(norm(x))` (GPT-2; Xiong et al. 2020, arXiv:2002.04745). The
+    /// stack ends with one more norm.
     Pre,
     /// After each residual sum, `norm(x + f(x))` (the original transformer, BERT).
     Post,
+    /// Before and after each sub-layer, `x + norm(f(norm(x)))` (CogView: Ding et al. 2021,
+    /// arXiv:2105.13290).
+    Sandwich,
+    /// Before each sub-layer, which is added to its normalised input: `norm(x) + f(norm(x))` (an
+    /// option of BLOOM).
+    NormedResidual,
+    /// Attention and feed-forward read the same input, `x + f(norm(x)) + g(norm(x))` (GPT-J,
+    /// GPT-NeoX: Black et al. 2022, arXiv:2204.06745).
+    Parallel {
+        /// Whether both read the same norm (GPT-J) or each its own (GPT-NeoX).
+        shared_norm: bool,
+    },
 }
 
 /// Configuration of a [`Block`].
@@ -32,7 +47,13 @@ pub struct BlockConfig {
     pub attention: AttentionConfig,
     /// The feed-forward sub-layer.
     pub feed_forward: FeedForwardConfig,
-    /// The normalisation of both.
+    /// The sub-layer between them that reads the encoder's output, if any.
+    #[config(default = "None")]
+    pub cross_attention: Option<AttentionConfig>,
+    /// Replaces the feed-forward network by a mixture of experts of its shape.
+    #[config(default = "None")]
+    pub mixture: Option<MixtureConfig>,
+    /// The normalisation of every sub-layer.
     #[config(default = "NormConfig::layer(true)")]
     pub norm: NormConfig,
     /// Where it stands.
@@ -55,7 +76,7 @@ impl BlockConfig {
 
     /// The same block with biases in every projection and norm, or in none.
     pub fn with_bias(mut self, bias: bool) -> Self {
-        self.attention.bias = bias;
+        self.attention.bias = crate::attention::AttentionBias::all(bias);
         self.feed_forward.bias = bias;
         if let NormConfig::Layer { bias: norm, .. } = &mut self.norm {
             *norm = bias;
@@ -71,31 +92,89 @@ impl BlockConfig {
         self.feed_forward
             .validate()
             .map_err(|error| error.within("feed_forward"))?;
-        if self.attention.d_model != self.feed_forward.d_model {
-            let problem = format!(
-                "must equal attention.d_model ({}), got {}",
-                self.attention.d_model, self.feed_forward.d_model
-            );
-            return Err(ConfigError::new("feed_forward.d_model", problem));
+        if let Some(mixture) = &self.mixture {
+            mixture
+                .validate()
+                .map_err(|error| error.within("mixture"))?;
+        }
+        let d_model = self.attention.d_model;
+        let equal = |field: &str, found: usize| match found == d_model {
+            true => Ok(()),
+            false => {
+                let problem = format!("must equal attention.d_model ({d_model}), got {found}");
+                Err(ConfigError::new(field, problem))
+            }
+        };
+        equal("feed_forward.d_model", self.feed_forward.d_model)?;
+        if let Some(cross) = &self.cross_attention {
+            cross
+                .validate_cross()
+                .map_err(|error| error.within("cross_attention"))?;
+            equal("cross_attention.d_model", cross.d_model)?;
+            if let NormPlacement::Parallel { .. } = self.placement {
+                return Err(ConfigError::new(
+                    "placement",
+                    "cannot be parallel with cross-attention, which comes between the two others",
+                ));
+            }
         }
         require_dropout("dropout", self.dropout)
     }
 
+    /// How many norms the block has.
+    fn n_norms(&self) -> usize {
+        let n_sublayers = if self.cross_attention.is_some() { 3 } else { 2 };
+        match self.placement {
+            NormPlacement::Sandwich => 2 * n_sublayers,
+            NormPlacement::Parallel { shared_norm: true } => 1,
+            _ => n_sublayers,
+        }
+    }
+
     /// How many parameters the module has.
     pub fn n_parameters(&self) -> usize {
+        self.count(MixtureConfig::n_parameters)
+    }
+
+    /// How many of them one token goes through.
+    pub fn n_active_parameters(&self) -> usize {
+        self.count(MixtureConfig::n_active_parameters)
+    }
+
+    fn count(&self, mixture: fn(&MixtureConfig, &FeedForwardConfig) -> usize) -> usize {
+        let cross = self.cross_attention.as_ref();
         self.attention.n_parameters()
-            + self.feed_forward.n_parameters()
-            + 2 * self.norm.n_parameters(self.attention.d_model)
+            + cross.map_or(0, AttentionConfig::n_parameters)
+            + match &self.mixture {
+                Some(config) => mixture(config, &self.feed_forward),
+                None => self.feed_forward.n_parameters(),
+            }
+            + self.n_norms() * self.norm.n_parameters(self.attention.d_model)
     }
 
     /// A block on `device`.
     pub fn init(&self, device: &Device) -> Block {
-        let d_model = self.attention.d_model;
+        let norm = || self.norm.init(self.attention.d_model, device);
+        let is_sandwich = self.placement == NormPlacement::Sandwich;
+        let has_cross = self.cross_attention.is_some();
+        let has_own_norm = self.placement != NormPlacement::Parallel { shared_norm: true };
         Block {
-            attention_norm: self.norm.init(d_model, device),
+            attention_norm: norm(),
             attention: self.attention.init(device),
-            feed_forward_norm: self.norm.init(d_model, device),
-            feed_forward: self.feed_forward.init(device),
+            attention_output_norm: is_sandwich.then(norm),
+            cross_attention_norm: has_cross.then(norm),
+            cross_attention: self.cross_attention.as_ref().map(|cross| cross.init(device)),
+            cross_attention_output_norm: (has_cross && is_sandwich).then(norm),
+            feed_forward_norm: has_own_norm.then(norm),
+            feed_forward: match self.mixture {
+                Some(_) => None,
+                None => Some(self.feed_forward.init(device)),
+            },
+            mixture: self
+                .mixture
+                .as_ref()
+                .map(|mixture| mixture.init(&self.feed_forward, device)),
+            feed_forward_output_norm: is_sandwich.then(norm),
             dropout: DropoutConfig::new(self.dropout).init(),
             placement: self.placement,
         }
@@ -109,10 +188,22 @@ pub struct Block {
     pub attention_norm: Norm,
     /// The attention sub-layer.
     pub attention: MultiHeadAttention,
-    /// The norm of the feed-forward sub-layer.
-    pub feed_forward_norm: Norm,
-    /// The feed-forward sub-layer.
-    pub feed_forward: FeedForward,
+    /// The norm of its output, between sandwich norms.
+    pub attention_output_norm: Option<Norm>,
+    /// The norm of the cross-attention sub-layer.
+    pub cross_attention_norm: Option<Norm>,
+    /// The sub-layer that reads the encoder's output.
+    pub cross_attention: Option<MultiHeadAttention>,
+    /// The norm of its output, between sandwich norms.
+    pub cross_attention_output_norm: Option<Norm>,
+    /// The norm of the feed-forward sub-layer, unless it shares the attention's.
+    pub feed_forward_norm: Option<Norm>,
+    /// The feed-forward sub-layer, unless a mixture takes its place.
+    pub feed_forward: Option<FeedForward>,
+    /// The mixture of experts.
+    pub mixture: Option<MixtureOfExperts>,
+    /// The norm of its output, between sandwich norms.
+    pub feed_forward_output_norm: Option<Norm>,
     dropout: Dropout,
     #[module(skip)]
     placement: NormPlacement,
@@ -122,18 +213,86 @@ impl Block {
     /// `[batch, seq, d_model] → [batch, seq, d_model]`.
     ///
     /// With a cache, `x` continues the sequence that the cache holds and is added to it.
-    pub fn forward(&self, x: Tensor<3>, cache: Option<&mut LayerCache>) -> Tensor<3> {
-        let attend = |x, cache| self.dropout.forward(self.attention.forward(x, cache));
-        let feed = |x| self.dropout.forward(self.feed_forward.forward(x));
+    ///
+    /// # Panics
+    ///
+    /// When the block has cross-attention and `pass` no memory.
+    pub fn forward(
+        &self,
+        x: Tensor<3>,
+        pass: &mut Pass,
+        mut cache: Option<&mut LayerCache>,
+    ) -> Tensor<3> {
+        if let NormPlacement::Parallel { .. } = self.placement {
+            let normed = self.attention_norm.forward(x.clone());
+            let for_feed_forward = match &self.feed_forward_norm {
+                Some(norm) => norm.forward(x.clone()),
+                None => normed.clone(),
+            };
+            let attended = self.attend(normed, pass, cache);
+            return x + attended + self.feed(for_feed_forward, pass);
+        }
+        let norms = (Some(&self.attention_norm), &self.attention_output_norm);
+        let mut x = self.residual(x, norms, |h| self.attend(h, pass, cache.as_deref_mut()));
+        if let Some(cross) = &self.cross_attention {
+            let memory = pass.memory.as_ref();
+            let memory = memory.expect("cross-attention: the pass has no memory to read");
+            let norms = (
+                self.cross_attention_norm.as_ref(),
+                &self.cross_attention_output_norm,
+            );
+            x = self.residual(x, norms, |h| {
+                self.dropout.forward(cross.forward_cross(h, memory, cache))
+            });
+        }
+        let norms = (
+            self.feed_forward_norm.as_ref(),
+            &self.feed_forward_output_norm,
+        );
+        self.residual(x, norms, |h| self.feed(h, pass))
+    }
+
+    /// A sub-layer with its norms and its residual connection.
+    fn residual(
+        &self,
+        x: Tensor<3>,
+        (norm, output_norm): (Option<&Norm>, &Option<Norm>),
+        sublayer: impl FnOnce(Tensor<3>) -> Tensor<3>,
+    ) -> Tensor<3> {
+        let normalize = |x: Tensor<3>| match norm {
+            Some(norm) => norm.forward(x),
+            None => x,
+        };
         match self.placement {
-            NormPlacement::Pre => {
-                let x = x.clone() + attend(self.attention_norm.forward(x), cache);
-                x.clone() + feed(self.feed_forward_norm.forward(x))
+            NormPlacement::Post => normalize(x.clone() + sublayer(x)),
+            NormPlacement::NormedResidual => {
+                let x = normalize(x);
+                x.clone() + sublayer(x)
             }
-            NormPlacement::Post => {
-                let x = self.attention_norm.forward(x.clone() + attend(x, cache));
-                self.feed_forward_norm.forward(x.clone() + feed(x))
+            _ => {
+                let output = sublayer(normalize(x.clone()));
+                x + match output_norm {
+                    Some(norm) => norm.forward(output),
+                    None => output,
+                }
             }
         }
+    }
+
+    fn attend(&self, x: Tensor<3>, pass: &mut Pass, cache: Option<&mut LayerCache>) -> Tensor<3> {
+        self.dropout.forward(self.attention.forward(x, pass, cache))
+    }
+
+    fn feed(&self, x: Tensor<3>, pass: &mut Pass) -> Tensor<3> {
+        let output = match (&self.mixture, &self.feed_forward) {
+            (Some(mixture), _) => {
+                let (output, routing) = mixture.forward(x);
+                pass.routing.push(routing);
+                output
+            }
+            (None, Some(feed_forward)) => feed_forward.forward(x),
+            (None, None) => unreachable!("a block has a feed-forward network or a mixture"),
+        };
+        self.dropout.forward(output)
     }
 }

@@ -2,11 +2,15 @@
 
 use burn::tensor::{Device, Tensor};
 
+use crate::pass::Memory;
+
 /// The cache of a whole stack.
 #[derive(Clone, Debug)]
 pub struct KvCache {
     /// One entry for each block.
     pub layers: Vec<LayerCache>,
+    /// What cross-attention reads, for models with an encoder.
+    pub memory: Option<Memory>,
 }
 
 impl KvCache {
@@ -25,7 +29,7 @@ impl KvCache {
         self.layers.first().map_or(0, LayerCache::capacity)
     }
 
-    /// Forgets every position, keeping the memory.
+    /// Forgets every position of the decoder, keeping the buffers and what the encoder read.
     pub fn clear(&mut self) {
         for layer in &mut self.layers {
             layer.length = 0;
@@ -39,6 +43,8 @@ pub struct LayerCache {
     /// Keys and values, `[batch, n_kv_heads, capacity, head_dim]`. Taken out while they are written,
     /// so that the write happens in place.
     buffers: Option<[Tensor<4>; 2]>,
+    /// Keys and values of the memory, `[batch, n_kv_heads, seq, head_dim]`.
+    memory: Option<(Tensor<4>, Tensor<4>)>,
     capacity: usize,
     length: usize,
 }
@@ -48,6 +54,7 @@ impl LayerCache {
     pub fn new(shape: [usize; 4], device: &Device) -> Self {
         Self {
             buffers: Some([Tensor::zeros(shape, device), Tensor::zeros(shape, device)]),
+            memory: None,
             capacity: shape[2],
             length: 0,
         }
@@ -66,6 +73,14 @@ impl LayerCache {
     /// How many positions fit.
     pub fn capacity(&self) -> usize {
         self.capacity
+    }
+
+    /// Keys and values of the memory, projected when they are first asked for.
+    pub fn memory(
+        &mut self,
+        project: impl FnOnce() -> (Tensor<4>, Tensor<4>),
+    ) -> (Tensor<4>, Tensor<4>) {
+        self.memory.get_or_insert_with(project).clone()
     }
 
     /// Appends keys and values `[batch, n_kv_heads, seq, head_dim]` and returns all that are stored,

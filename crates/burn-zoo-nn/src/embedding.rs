@@ -1,21 +1,49 @@
-//! Token and position embedding.
+//! Token, position and segment embedding.
 
 use burn::config::Config;
 use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
-use burn::tensor::{Device, Int, Tensor, module};
+use burn::tensor::{Bool, Device, Int, Tensor, TensorData, module};
 use serde::{Deserialize, Serialize};
 
-use crate::init;
+use crate::{
+    ConfigError, init,
+    norm::{Norm, NormConfig},
+    require_dropout, require_positive,
+};
 
-/// How a model knows the order of its tokens.
+/// How a model knows the order of its tokens by their embedding. Rotary positions and biases by
+/// distance are part of [attention](crate::attention::AttentionConfig).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum PositionConfig {
-    /// It does not, except through a causal mask.
+    /// It does not.
     None,
     /// A learned vector for each position, added to the token's (GPT-2, BERT).
     Learned,
+    /// The same, but padding is not counted, and counting starts after the padding token's id
+    /// (RoBERTa): the table has `padding_id + 1` more rows.
+    LearnedSkippingPadding {
+        /// The id of the padding token.
+        padding_id: usize,
+    },
+    /// Sines and cosines of rising wavelength (Vaswani et al. 2017, arXiv:1706.03762).
+    Sinusoidal,
+    /// Two learned vectors: the position in the prefix, where it stays at the prefix's last token for
+    /// what follows; and the position in what follows, 0 within the prefix (GLM: Du et al. 2022,
+    /// arXiv:2103.10360). Each table has one more row than the context.
+    PrefixAndBlock,
+}
+
+/// Zeroes the embedding of mask tokens and scales the others, so that their expected sum is the one
+/// of pre-training with `expected` of the tokens masked (ESM-2: Lin et al. 2023).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenDropout {
+    /// The id of the mask token.
+    pub mask_id: usize,
+    /// The share of tokens that pre-training replaced by the mask: 0.15 · 0.8.
+    pub expected: f64,
 }
 
 /// Configuration of an [`Embedding`].
@@ -30,6 +58,21 @@ pub struct EmbeddingConfig {
     /// How position enters.
     #[config(default = "PositionConfig::Learned")]
     pub position: PositionConfig,
+    /// How many segments are told apart; 0 for none (BERT has 2).
+    #[config(default = 0)]
+    pub n_segments: usize,
+    /// What token embeddings are multiplied by before anything is added.
+    #[config(default = 1.0)]
+    pub scale: f64,
+    /// The scaling around mask tokens, if any.
+    #[config(default = "None")]
+    pub token_dropout: Option<TokenDropout>,
+    /// A norm of the sum (BERT, BLOOM), if any.
+    #[config(default = "None")]
+    pub norm: Option<NormConfig>,
+    /// Whether the embeddings of padding are set to zero (ESM-2).
+    #[config(default = false)]
+    pub zero_padding: bool,
     /// The share of values set to zero in training.
     #[config(default = 0.0)]
     pub dropout: f64,
@@ -39,17 +82,92 @@ pub struct EmbeddingConfig {
 }
 
 impl EmbeddingConfig {
+    /// Refuses empty tables.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        for (field, value) in [
+            ("vocab_size", self.vocab_size),
+            ("d_model", self.d_model),
+            ("context_length", self.context_length),
+        ] {
+            require_positive(field, value)?;
+        }
+        if self.position == PositionConfig::Sinusoidal && !self.d_model.is_multiple_of(2) {
+            let problem = format!("must be even for sinusoidal positions, got {}", self.d_model);
+            return Err(ConfigError::new("d_model", problem));
+        }
+        if !self.scale.is_finite() {
+            let problem = format!("must be a number, got {}", self.scale);
+            return Err(ConfigError::new("scale", problem));
+        }
+        require_dropout("dropout", self.dropout)
+    }
+
+    /// The rows of the first and the second position table.
+    fn position_rows(&self) -> [usize; 2] {
+        match self.position {
+            PositionConfig::None | PositionConfig::Sinusoidal => [0, 0],
+            PositionConfig::Learned => [self.context_length, 0],
+            PositionConfig::LearnedSkippingPadding { padding_id } => {
+                [self.context_length + padding_id + 1, 0]
+            }
+            PositionConfig::PrefixAndBlock => [self.context_length + 1; 2],
+        }
+    }
+
+    /// How many parameters the module has.
+    pub fn n_parameters(&self) -> usize {
+        let [position, block] = self.position_rows();
+        let rows = self.vocab_size + position + block + self.n_segments;
+        let norm = self.norm.as_ref();
+        rows * self.d_model + norm.map_or(0, |norm| norm.n_parameters(self.d_model))
+    }
+
     /// An embedding with values from N(0, `init_std`²).
     pub fn init(&self, device: &Device) -> Embedding {
-        let positions = match self.position {
-            PositionConfig::None => None,
-            PositionConfig::Learned => Some(self.context_length),
+        let table = |rows| {
+            (rows > 0).then(|| init::normal([rows, self.d_model], self.init_std, device))
         };
+        let token = init::normal([self.vocab_size, self.d_model], self.init_std, device);
+        let [position, block] = self.position_rows();
         Embedding {
-            token: init::normal([self.vocab_size, self.d_model], self.init_std, device),
-            position: positions
-                .map(|length| init::normal([length, self.d_model], self.init_std, device)),
+            token,
+            position: table(position),
+            block_position: table(block),
+            segment: table(self.n_segments),
+            norm: self
+                .norm
+                .as_ref()
+                .map(|norm| norm.init(self.d_model, device)),
             dropout: DropoutConfig::new(self.dropout).init(),
+            config: self.clone(),
+        }
+    }
+}
+
+/// What a model reads.
+#[derive(Clone, Debug)]
+pub struct Inputs {
+    /// Token ids, `[batch, seq]`.
+    pub tokens: Tensor<2, Int>,
+    /// Which tokens are real and not padding, `[batch, seq]`. All when none. With a cache it covers
+    /// the cached tokens too.
+    pub visible: Option<Tensor<2, Bool>>,
+    /// The segment of each token, `[batch, seq]`. The first when none.
+    pub segments: Option<Tensor<2, Int>>,
+    /// How many tokens of each sequence are a prefix that all see, `[batch]`. None of them when none.
+    pub prefix_lengths: Option<Tensor<1, Int>>,
+    /// What the decoder reads, `[batch, decoder seq]`, for models with an encoder.
+    pub decoder_tokens: Option<Tensor<2, Int>>,
+}
+
+impl From<Tensor<2, Int>> for Inputs {
+    fn from(tokens: Tensor<2, Int>) -> Self {
+        Self {
+            tokens,
+            visible: None,
+            segments: None,
+            prefix_lengths: None,
+            decoder_tokens: None,
         }
     }
 }
@@ -59,9 +177,17 @@ impl EmbeddingConfig {
 pub struct Embedding {
     /// `[vocab_size, d_model]`. A tied head reads this same parameter.
     pub token: Param<Tensor<2>>,
-    /// `[context_length, d_model]`.
+    /// `[context_length, d_model]`, or more rows, see [`PositionConfig`].
     pub position: Option<Param<Tensor<2>>>,
+    /// `[context_length + 1, d_model]`.
+    pub block_position: Option<Param<Tensor<2>>>,
+    /// `[n_segments, d_model]`.
+    pub segment: Option<Param<Tensor<2>>>,
+    /// The norm of the sum.
+    pub norm: Option<Norm>,
     dropout: Dropout,
+    #[module(skip)]
+    config: EmbeddingConfig,
 }
 
 impl Embedding {
@@ -70,19 +196,109 @@ impl Embedding {
     /// # Panics
     ///
     /// When `start + seq` exceeds the context length of learned positions.
-    pub fn forward(&self, tokens: Tensor<2, Int>, start: usize) -> Tensor<3> {
-        let [_, seq] = tokens.dims();
-        let mut embedded = module::embedding(self.token.val(), tokens);
-        if let Some(position) = &self.position {
-            let [context_length, _] = position.dims();
-            assert!(
-                start + seq <= context_length,
-                "embedding: positions {start}..{} exceed the context length {context_length}",
-                start + seq
-            );
-            let rows = position.val().narrow(0, start, seq);
-            embedded = embedded + rows.unsqueeze();
+    pub fn forward(&self, inputs: &Inputs, start: usize) -> Tensor<3> {
+        let [batch, seq] = inputs.tokens.dims();
+        let device = inputs.tokens.device();
+        let mut x: Tensor<3> = module::embedding(self.token.val(), inputs.tokens.clone());
+        if self.config.scale != 1.0 {
+            x = x * self.config.scale;
         }
-        self.dropout.forward(embedded)
+        if let Some(dropout) = &self.config.token_dropout {
+            x = self.drop_tokens(x, inputs, dropout);
+        }
+        if let Some(positions) = self.positions(inputs, start) {
+            x = x + positions;
+        }
+        if let Some(segment) = &self.segment {
+            let segments = match inputs.segments.clone() {
+                Some(segments) => segments,
+                None => Tensor::zeros([batch, seq], &device),
+            };
+            x = x + module::embedding(segment.val(), segments);
+        }
+        if let Some(norm) = &self.norm {
+            x = norm.forward(x);
+        }
+        if self.config.zero_padding
+            && let Some(visible) = inputs.visible.clone()
+        {
+            let [_, length] = visible.dims();
+            let visible = visible.narrow(1, length - seq, seq).float().cast(x.dtype());
+            x = x * visible.reshape([batch, seq, 1]);
+        }
+        self.dropout.forward(x)
     }
+
+    /// What is added for the position, `[batch or 1, seq, d_model]`.
+    fn positions(&self, inputs: &Inputs, start: usize) -> Option<Tensor<3>> {
+        let [batch, seq] = inputs.tokens.dims();
+        let device = inputs.tokens.device();
+        let EmbeddingConfig {
+            context_length,
+            d_model,
+            ..
+        } = self.config;
+        let is_table = !matches!(
+            self.config.position,
+            PositionConfig::None | PositionConfig::Sinusoidal
+        );
+        assert!(
+            !is_table || start + seq <= context_length,
+            "embedding: positions {start}..{} exceed the context length {context_length}",
+            start + seq
+        );
+        let indices = || Tensor::<1, Int>::arange(start as i64..(start + seq) as i64, &device);
+        let position = || self.position.as_ref().map(Param::val);
+        Some(match &self.config.position {
+            PositionConfig::None => return None,
+            PositionConfig::Learned => position()?.narrow(0, start, seq).unsqueeze(),
+            PositionConfig::LearnedSkippingPadding { padding_id } => {
+                let padding = *padding_id as i64;
+                let real = inputs.tokens.clone().not_equal_elem(padding).int();
+                let counted = (real.clone().cumsum(1) + start as i64) * real + padding;
+                module::embedding(position()?, counted)
+            }
+            PositionConfig::Sinusoidal => sinusoidal(start, seq, d_model, &device).unsqueeze(),
+            PositionConfig::PrefixAndBlock => {
+                let lengths = match inputs.prefix_lengths.clone() {
+                    Some(lengths) => lengths,
+                    None => Tensor::zeros([batch], &device),
+                };
+                let last = lengths.reshape([batch, 1]).expand([batch, seq]) - 1;
+                let indices = indices().reshape([1, seq]).expand([batch, seq]);
+                let within = indices.clone().min_pair(last.clone()).clamp_min(0);
+                let after = (indices - last).clamp_min(0);
+                module::embedding(position()?, within)
+                    + module::embedding(self.block_position.as_ref()?.val(), after)
+            }
+        })
+    }
+
+    fn drop_tokens(&self, x: Tensor<3>, inputs: &Inputs, dropout: &TokenDropout) -> Tensor<3> {
+        let [batch, seq] = inputs.tokens.dims();
+        let masked = inputs.tokens.clone().equal_elem(dropout.mask_id as i64);
+        let masked = masked.float().cast(x.dtype());
+        let length = match inputs.visible.clone() {
+            Some(visible) => visible.float().cast(x.dtype()).sum_dim(1),
+            None => masked.ones_like().sum_dim(1),
+        };
+        let share = masked.clone().sum_dim(1) / length;
+        let scale = (-share + 1.0).recip() * (1.0 - dropout.expected);
+        let kept = (-masked + 1.0) * scale;
+        x * kept.reshape([batch, seq, 1])
+    }
+}
+
+/// `[seq, d_model]`: channel `2i` is the sine and `2i + 1` the cosine of
+/// `position / 10000^(2i / d_model)`.
+fn sinusoidal(start: usize, seq: usize, d_model: usize, device: &Device) -> Tensor<2> {
+    let value = |position: usize, channel: usize| {
+        let exponent = (channel - channel % 2) as f64 / d_model as f64;
+        let angle = position as f64 / 1e4f64.powf(exponent);
+        (if channel.is_multiple_of(2) { angle.sin() } else { angle.cos() }) as f32
+    };
+    let values: Vec<f32> = (start..start + seq)
+        .flat_map(|position| (0..d_model).map(move |channel| value(position, channel)))
+        .collect();
+    Tensor::from_data(TensorData::new(values, [seq, d_model]), device)
 }

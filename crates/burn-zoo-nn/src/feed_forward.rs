@@ -20,6 +20,8 @@ pub enum Activation {
     GeluTanh,
     /// `x σ(x)`.
     Silu,
+    /// `tanh(x)`.
+    Tanh,
 }
 
 impl Activation {
@@ -30,6 +32,7 @@ impl Activation {
             Self::Gelu => activation::gelu(input),
             Self::GeluTanh => activation::gelu_approximate(input),
             Self::Silu => activation::silu(input),
+            Self::Tanh => input.tanh(),
         }
     }
 }
@@ -44,6 +47,10 @@ pub struct FeedForwardConfig {
     /// The non-linearity.
     #[config(default = "Activation::Gelu")]
     pub activation: Activation,
+    /// Whether the activation gates a second projection of the input (Shazeer 2020,
+    /// arXiv:2002.05202): GEGLU with GELU, SwiGLU with SiLU.
+    #[config(default = false)]
+    pub gated: bool,
     /// Whether the projections have a bias.
     #[config(default = true)]
     pub bias: bool,
@@ -65,18 +72,21 @@ impl FeedForwardConfig {
 
     /// How many parameters the module has.
     pub fn n_parameters(&self) -> usize {
+        let n_inner = if self.gated { 2 } else { 1 };
         let bias = if self.bias {
-            self.d_ff + self.d_model
+            n_inner * self.d_ff + self.d_model
         } else {
             0
         };
-        2 * self.d_model * self.d_ff + bias
+        (n_inner + 1) * self.d_model * self.d_ff + bias
     }
 
     /// A network with weights from N(0, `init_std`²).
     pub fn init(&self, device: &Device) -> FeedForward {
+        let inner = || init::linear(self.d_model, self.d_ff, self.bias, self.init_std, device);
         FeedForward {
-            up: init::linear(self.d_model, self.d_ff, self.bias, self.init_std, device),
+            gate: self.gated.then(inner),
+            up: inner(),
             down: init::linear(
                 self.d_ff,
                 self.d_model,
@@ -89,9 +99,11 @@ impl FeedForwardConfig {
     }
 }
 
-/// `down(activation(up(x)))`. Built by [`FeedForwardConfig::init`].
+/// `down(activation(up(x)))`, or gated `down(activation(gate(x)) ∘ up(x))`. Built by [`FeedForwardConfig::init`].
 #[derive(Module, Debug)]
 pub struct FeedForward {
+    /// `[d_model, d_ff]`.
+    pub gate: Option<Linear>,
     /// `[d_model, d_ff]`.
     pub up: Linear,
     /// `[d_ff, d_model]`.
@@ -103,7 +115,10 @@ pub struct FeedForward {
 impl FeedForward {
     /// `[.., d_model] → [.., d_model]`.
     pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
-        self.down
-            .forward(self.activation.forward(self.up.forward(input)))
+        let inner = match &self.gate {
+            Some(gate) => self.activation.forward(gate.forward(input.clone())) * self.up.forward(input),
+            None => self.activation.forward(self.up.forward(input)),
+        };
+        self.down.forward(inner)
     }
 }

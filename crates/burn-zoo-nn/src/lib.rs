@@ -6,12 +6,19 @@
 //!
 //! | file | subject |
 //! |---|---|
-//! | [`embedding`] | token and position embedding |
-//! | [`attention`] | multi-head, grouped-query and multi-query attention |
-//! | [`feed_forward`] | the position-wise network and its activations |
+//! | [`embedding`] | tokens, learned and sinusoidal positions, segments |
+//! | [`rotary`] | rotary positions and their scaling |
+//! | [`bias`] | ALiBi and T5's relative buckets |
+//! | [`attention`] | self- and cross-attention: patterns, grouped heads, scales |
+//! | [`feed_forward`] | the position-wise network, gated or not |
+//! | [`mixture`] | mixture of experts |
 //! | [`norm`] | LayerNorm and RMSNorm |
-//! | [`block`] | residual block, pre- or post-norm |
-//! | [`transformer`] | the stack with embedding, final norm and head |
+//! | [`block`] | the residual block: pre-, post-, sandwich-norm, parallel |
+//! | [`stack`] | blocks with a final norm: an encoder or a decoder |
+//! | [`head`] | vocabulary logits, labels for sequences and tokens, spans |
+//! | [`contact`] | contacts of residues from attention (ESM) |
+//! | [`transformer`] | embedding, encoder, stack and head as one model |
+//! | [`pass`] | what the layers of one forward pass share |
 //! | [`cache`] | keys and values of the positions already seen |
 //! | [`init`] | initial parameters from a seeded host generator |
 //!
@@ -27,15 +34,24 @@
 //! ```
 
 pub mod attention;
+pub mod bias;
 pub mod block;
 pub mod cache;
+pub mod contact;
 pub mod embedding;
 pub mod feed_forward;
+pub mod head;
 pub mod init;
+pub mod mixture;
 pub mod norm;
+pub mod pass;
+pub mod rotary;
+pub mod stack;
 pub mod transformer;
 
-pub use transformer::{HeadConfig, LanguageModel, Transformer, TransformerConfig};
+pub use embedding::Inputs;
+pub use head::HeadConfig;
+pub use transformer::{LanguageModel, Transformer, TransformerConfig};
 
 /// A configuration that cannot be built.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -1,19 +1,23 @@
-//! The stack: embedding → blocks → final norm → head.
+//! The model: embedding → stack → head, with an encoder before the stack where there is one.
 
-use burn::config::Config;
 use burn::module::{Module, ModuleDisplay};
 use burn::nn::Linear;
-use burn::tensor::{Device, Int, Tensor, module};
+use burn::tensor::{Device, Int, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     ConfigError,
-    block::{Block, BlockConfig, NormPlacement},
-    cache::{KvCache, LayerCache},
-    embedding::{Embedding, EmbeddingConfig, PositionConfig},
+    attention::AttentionPattern,
+    block::BlockConfig,
+    cache::KvCache,
+    contact::{ContactHead, ContactHeadConfig},
+    embedding::{Embedding, EmbeddingConfig, Inputs, PositionConfig},
+    head::{Head, HeadConfig, HeadOutput},
     init,
-    norm::{Norm, NormConfig},
-    require_dropout, require_positive,
+    norm::NormConfig,
+    pass::{Memory, Pass},
+    mixture::Routing,
+    stack::{Stack, StackConfig},
 };
 
 /// A model that scores the next token at every position.
@@ -23,108 +27,210 @@ use crate::{
 pub trait LanguageModel: Module + ModuleDisplay + 'static {
     /// Token ids `[batch, seq]` to logits `[batch, seq, vocab_size]`.
     fn forward(&self, tokens: Tensor<2, Int>) -> Tensor<3>;
-}
 
-/// How the last hidden state becomes logits.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum HeadConfig {
-    /// By the token embedding itself (Press & Wolf 2017, arXiv:1608.05859).
-    Tied,
-    /// By a projection of its own.
-    Untied {
-        /// Whether it has a bias.
-        bias: bool,
-    },
+    /// The same, with what each mixture of experts decided: their auxiliary losses are part of the
+    /// training loss.
+    fn forward_routed(&self, tokens: Tensor<2, Int>) -> (Tensor<3>, Vec<Routing>) {
+        (self.forward(tokens), Vec::new())
+    }
 }
 
 /// Configuration of a [`Transformer`].
-#[derive(Config, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct TransformerConfig {
-    /// How many different tokens there are.
-    pub vocab_size: usize,
-    /// The width of the residual stream.
-    pub d_model: usize,
-    /// The longest sequence.
-    pub context_length: usize,
-    /// One entry for each layer.
-    pub blocks: Vec<BlockConfig>,
-    /// How position enters.
-    #[config(default = "PositionConfig::Learned")]
-    pub position: PositionConfig,
-    /// The norm after the last block. Without one, a pre-norm stack ends unnormalised.
-    #[config(default = "Some(NormConfig::layer(true))")]
-    pub final_norm: Option<NormConfig>,
-    /// How the last hidden state becomes logits.
-    #[config(default = "HeadConfig::Tied")]
+    /// Tokens, positions and segments.
+    pub embedding: EmbeddingConfig,
+    /// The encoder that the stack reads by cross-attention, if any. It shares the token embedding.
+    pub encoder: Option<StackConfig>,
+    /// The only stack of an encoder or decoder, or the decoder of both.
+    pub stack: StackConfig,
+    /// Whether the first token's state goes through a dense layer with tanh (BERT).
+    pub pooler: bool,
+    /// What follows the last hidden state.
     pub head: HeadConfig,
-    /// The share of embedding values set to zero in training.
-    #[config(default = 0.0)]
-    pub dropout: f64,
-    /// The standard deviation of the initial embeddings and of an untied head.
-    #[config(default = 0.02)]
-    pub init_std: f64,
+    /// A head that reads contacts from the attention of all layers (ESM), if any.
+    pub contact_head: Option<ContactHeadConfig>,
 }
 
 impl TransformerConfig {
+    /// These blocks, with learned positions, a final norm after pre-norm blocks, and the token
+    /// embedding as head.
+    pub fn new(
+        vocab_size: usize,
+        d_model: usize,
+        context_length: usize,
+        blocks: Vec<BlockConfig>,
+    ) -> Self {
+        Self {
+            embedding: EmbeddingConfig::new(vocab_size, d_model, context_length),
+            encoder: None,
+            stack: StackConfig::new(blocks),
+            pooler: false,
+            head: HeadConfig::tied(),
+            contact_head: None,
+        }
+    }
+
     /// `n_layers` equal blocks with GPT-2's initialisation: weights from N(0, 0.02²), those that
     /// write to the residual stream scaled by 1/√(2 · n_layers) (Radford et al. 2019).
     pub fn uniform(
         vocab_size: usize,
         context_length: usize,
         n_layers: usize,
-        mut block: BlockConfig,
+        block: BlockConfig,
     ) -> Self {
         let d_model = block.attention.d_model;
-        let std = 0.02 / (2.0 * n_layers.max(1) as f64).sqrt();
-        block.attention.output_init_std = std;
-        block.feed_forward.output_init_std = std;
-        let final_norm = (block.placement == NormPlacement::Pre).then(|| block.norm.clone());
         Self::new(vocab_size, d_model, context_length, vec![block; n_layers])
-            .with_final_norm(final_norm)
+            .with_residual_init(0.02)
+    }
+
+    /// The same with weights from N(0, `std`²), those that write to the residual stream scaled by
+    /// 1/√(2 · n_layers).
+    pub fn with_residual_init(mut self, std: f64) -> Self {
+        self.embedding.init_std = std;
+        for stack in self.encoder.iter_mut().chain([&mut self.stack]) {
+            let output_std = std / (2.0 * stack.blocks.len().max(1) as f64).sqrt();
+            for block in &mut stack.blocks {
+                for attention in [Some(&mut block.attention), block.cross_attention.as_mut()] {
+                    let Some(attention) = attention else { continue };
+                    attention.init_std = std;
+                    attention.output_init_std = output_std;
+                }
+                block.feed_forward.init_std = std;
+                block.feed_forward.output_init_std = output_std;
+            }
+        }
+        self
+    }
+
+    /// The same with another way for position to enter the embedding.
+    pub fn with_position(mut self, position: PositionConfig) -> Self {
+        self.embedding.position = position;
+        self
+    }
+
+    /// The same with another head.
+    pub fn with_head(mut self, head: HeadConfig) -> Self {
+        self.head = head;
+        self
+    }
+
+    /// The same with another norm after the last block.
+    pub fn with_final_norm(mut self, norm: Option<NormConfig>) -> Self {
+        self.stack.final_norm = norm;
+        self
+    }
+
+    /// The same with a share of embedding and sub-layer values set to zero in training.
+    pub fn with_dropout(mut self, dropout: f64) -> Self {
+        self.embedding.dropout = dropout;
+        for stack in self.encoder.iter_mut().chain([&mut self.stack]) {
+            for block in &mut stack.blocks {
+                block.dropout = dropout;
+            }
+        }
+        self
+    }
+
+    /// The same with other initial embeddings and head.
+    pub fn with_init_std(mut self, std: f64) -> Self {
+        self.embedding.init_std = std;
+        self
+    }
+
+    /// The width of the residual stream.
+    pub fn d_model(&self) -> usize {
+        self.embedding.d_model
+    }
+
+    /// How many different tokens there are.
+    pub fn vocab_size(&self) -> usize {
+        self.embedding.vocab_size
+    }
+
+    /// The longest sequence.
+    pub fn context_length(&self) -> usize {
+        self.embedding.context_length
     }
 
     /// Refuses parts that do not fit together, naming the field.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        for (field, value) in [
-            ("vocab_size", self.vocab_size),
-            ("d_model", self.d_model),
-            ("context_length", self.context_length),
-            ("blocks", self.blocks.len()),
-        ] {
-            require_positive(field, value)?;
-        }
-        for (index, block) in self.blocks.iter().enumerate() {
-            let parent = format!("blocks.{index}");
-            block.validate().map_err(|error| error.within(&parent))?;
-            if block.attention.d_model != self.d_model {
-                let problem = format!(
-                    "must equal the stack's d_model ({}), got {}",
-                    self.d_model, block.attention.d_model
-                );
-                return Err(ConfigError::new("attention.d_model", problem).within(&parent));
+        self.embedding
+            .validate()
+            .map_err(|error| error.within("embedding"))?;
+        self.stack
+            .validate(self.d_model())
+            .map_err(|error| error.within("stack"))?;
+        let has_cross = |block: &BlockConfig| block.cross_attention.is_some();
+        match &self.encoder {
+            Some(encoder) => {
+                encoder
+                    .validate(self.d_model())
+                    .map_err(|error| error.within("encoder"))?;
+                for (index, block) in encoder.blocks.iter().enumerate() {
+                    let parent = format!("encoder.blocks.{index}");
+                    if block.attention.pattern != AttentionPattern::Bidirectional {
+                        let problem = "must be bidirectional: an encoder has the whole sequence";
+                        return Err(ConfigError::new("attention.pattern", problem).within(&parent));
+                    }
+                    if has_cross(block) {
+                        let problem = "is for decoders: an encoder has nothing else to read";
+                        return Err(ConfigError::new("cross_attention", problem).within(&parent));
+                    }
+                }
+                if !self.stack.is_decoder() {
+                    return Err(ConfigError::new(
+                        "stack.blocks",
+                        "must not be bidirectional in the decoder of an encoder–decoder",
+                    ));
+                }
             }
+            None if self.stack.blocks.iter().any(has_cross) => {
+                return Err(ConfigError::new(
+                    "stack.blocks",
+                    "have cross-attention, but there is no encoder to read",
+                ));
+            }
+            None => {}
         }
-        require_dropout("dropout", self.dropout)
+        let sees_all = |block: &BlockConfig| {
+            block.attention.pattern == AttentionPattern::Bidirectional
+        };
+        if self.contact_head.is_some() && !self.stack.blocks.iter().all(sees_all) {
+            let problem = "needs bidirectional blocks: contacts are symmetric";
+            return Err(ConfigError::new("contact_head", problem));
+        }
+        self.head.validate(self.pooler)
+    }
+
+    /// How many attention maps the stack makes.
+    fn n_attention_maps(&self) -> usize {
+        let blocks = self.stack.blocks.iter();
+        blocks.map(|block| block.attention.n_heads).sum()
     }
 
     /// How many parameters the model has, counted without building it. A tied head counts once.
     pub fn n_parameters(&self) -> usize {
-        let embedding = self.vocab_size * self.d_model;
-        let position = match self.position {
-            PositionConfig::None => 0,
-            PositionConfig::Learned => self.context_length * self.d_model,
-        };
-        let blocks: usize = self.blocks.iter().map(BlockConfig::n_parameters).sum();
-        let norm = self
-            .final_norm
-            .as_ref()
-            .map_or(0, |norm| norm.n_parameters(self.d_model));
-        let head = match self.head {
-            HeadConfig::Tied => 0,
-            HeadConfig::Untied { bias } => embedding + if bias { self.vocab_size } else { 0 },
-        };
-        embedding + position + blocks + norm + head
+        self.count(StackConfig::n_parameters)
+    }
+
+    /// How many of them one token goes through: all, but for mixtures of experts.
+    pub fn n_active_parameters(&self) -> usize {
+        self.count(StackConfig::n_active_parameters)
+    }
+
+    fn count(&self, stack: fn(&StackConfig, usize) -> usize) -> usize {
+        let d_model = self.d_model();
+        let encoder = self.encoder.as_ref();
+        let pooler = if self.pooler { d_model * (d_model + 1) } else { 0 };
+        let contact = self.contact_head.as_ref();
+        self.embedding.n_parameters()
+            + encoder.map_or(0, |encoder| stack(encoder, d_model))
+            + stack(&self.stack, d_model)
+            + pooler
+            + contact.map_or(0, |config| config.n_parameters(self.n_attention_maps()))
+            + self.head.n_parameters(self.vocab_size(), d_model)
     }
 
     /// A model on `device`. Its values follow from [`init::seed`].
@@ -136,52 +242,60 @@ impl TransformerConfig {
         if let Err(error) = self.validate() {
             panic!("transformer configuration: {error}");
         }
-        let embedding = EmbeddingConfig::new(self.vocab_size, self.d_model, self.context_length)
-            .with_position(self.position.clone())
-            .with_dropout(self.dropout)
-            .with_init_std(self.init_std);
+        let (d_model, std) = (self.d_model(), self.embedding.init_std);
         Transformer {
-            embedding: embedding.init(device),
-            blocks: self.blocks.iter().map(|block| block.init(device)).collect(),
-            final_norm: self
-                .final_norm
+            embedding: self.embedding.init(device),
+            encoder: self
+                .encoder
                 .as_ref()
-                .map(|norm| norm.init(self.d_model, device)),
-            head: match self.head {
-                HeadConfig::Tied => None,
-                HeadConfig::Untied { bias } => Some(init::linear(
-                    self.d_model,
-                    self.vocab_size,
-                    bias,
-                    self.init_std,
-                    device,
-                )),
-            },
-            cache_shapes: self
-                .blocks
-                .iter()
-                .map(|block| [block.attention.n_kv_heads, block.attention.head_dim])
-                .collect(),
-            context_length: self.context_length,
+                .map(|encoder| encoder.init(d_model, device)),
+            stack: self.stack.init(d_model, device),
+            pooler: self
+                .pooler
+                .then(|| init::linear(d_model, d_model, true, std, device)),
+            head: self.head.init(self.vocab_size(), d_model, std, device),
+            contact: self
+                .contact_head
+                .as_ref()
+                .map(|config| config.init(self.n_attention_maps(), std, device)),
+            context_length: self.context_length(),
+            is_decoder: self.stack.is_decoder(),
         }
     }
 }
 
-/// A transformer language model. Built by [`TransformerConfig::init`].
+/// A transformer. Built by [`TransformerConfig::init`].
 #[derive(Module, Debug)]
 pub struct Transformer {
-    /// Token and position embedding.
+    /// Tokens, positions and segments.
     pub embedding: Embedding,
+    /// The encoder that the stack reads.
+    pub encoder: Option<Stack>,
     /// The layers.
-    pub blocks: Vec<Block>,
-    /// The norm after the last block.
-    pub final_norm: Option<Norm>,
-    /// The projection to logits; none when it is the token embedding.
-    pub head: Option<Linear>,
-    /// Key/value heads and their width, for each layer.
-    #[module(skip)]
-    cache_shapes: Vec<[usize; 2]>,
+    pub stack: Stack,
+    /// The dense layer of the first token's state.
+    pub pooler: Option<Linear>,
+    /// What follows the last hidden state.
+    pub head: Head,
+    /// The reader of contacts.
+    pub contact: Option<ContactHead>,
     context_length: usize,
+    is_decoder: bool,
+}
+
+/// All that a model gives.
+#[derive(Clone, Debug)]
+pub struct Outputs {
+    /// The normalised output of the last block, `[batch, seq, d_model]`.
+    pub hidden: Tensor<3>,
+    /// The encoder's, `[batch, encoder seq, d_model]`.
+    pub encoder_hidden: Option<Tensor<3>>,
+    /// The first token's state through the pooler, `[batch, d_model]`.
+    pub pooled: Option<Tensor<2>>,
+    /// What the head makes of it.
+    pub head: HeadOutput,
+    /// What each mixture of experts decided.
+    pub routing: Vec<Routing>,
 }
 
 impl Transformer {
@@ -190,49 +304,132 @@ impl Transformer {
         self.context_length
     }
 
+    /// Whether tokens can be generated one by one.
+    pub fn is_decoder(&self) -> bool {
+        self.is_decoder
+    }
+
     /// An empty cache for `batch` sequences of up to the context length.
     pub fn new_cache(&self, batch: usize) -> KvCache {
         let device = self.embedding.token.device();
-        let layer = |&[n_kv_heads, head_dim]: &[usize; 2]| {
-            LayerCache::new([batch, n_kv_heads, self.context_length, head_dim], &device)
+        self.stack.new_cache(batch, self.context_length, &device)
+    }
+
+    /// Everything that the model makes of its input.
+    ///
+    /// A model with an encoder reads `tokens` by it and `decoder_tokens` by its decoder.
+    ///
+    /// # Panics
+    ///
+    /// When a model with an encoder is given no `decoder_tokens`.
+    pub fn outputs(&self, inputs: impl Into<Inputs>) -> Outputs {
+        let inputs = inputs.into();
+        let memory = self.encode(&inputs);
+        let stack_inputs = match &memory {
+            None => inputs,
+            Some(_) => {
+                let tokens = inputs.decoder_tokens;
+                tokens.expect("an encoder–decoder needs decoder tokens").into()
+            }
         };
-        KvCache {
-            layers: self.cache_shapes.iter().map(layer).collect(),
+        let tokens = stack_inputs.tokens.clone();
+        let encoder_hidden = memory.as_ref().map(|memory| memory.hidden.clone());
+        let pass = Pass {
+            memory,
+            ..Pass::default()
+        };
+        let (hidden, pass) = self.run(stack_inputs, pass, None);
+        let pooled = self.pooler.as_ref().map(|pooler| {
+            let first = hidden.clone().narrow(1, 0, 1).squeeze_dim::<2>(1);
+            pooler.forward(first).tanh()
+        });
+        let token = &self.embedding.token;
+        Outputs {
+            head: self.head.forward(hidden.clone(), pooled.clone(), tokens, token),
+            hidden,
+            encoder_hidden,
+            pooled,
+            routing: pass.routing,
         }
+    }
+
+    /// The encoder's reading of the input, if there is an encoder.
+    pub fn encode(&self, inputs: &Inputs) -> Option<Memory> {
+        let encoder = self.encoder.as_ref()?;
+        let mut pass = Pass {
+            visible: inputs.visible.clone(),
+            ..Pass::default()
+        };
+        let x = self.embedding.forward(inputs, 0);
+        Some(Memory {
+            hidden: encoder.forward(x, &mut pass, None),
+            visible: inputs.visible.clone(),
+        })
     }
 
     /// The normalised output of the last block: `[batch, seq] → [batch, seq, d_model]`.
     ///
-    /// With a cache, `tokens` continue the sequence that the cache holds and are added to it.
-    pub fn hidden(&self, tokens: Tensor<2, Int>, mut cache: Option<&mut KvCache>) -> Tensor<3> {
+    /// With a cache, the tokens continue the sequence that the cache holds and are added to it.
+    pub fn hidden(&self, inputs: impl Into<Inputs>, cache: Option<&mut KvCache>) -> Tensor<3> {
+        self.run(inputs.into(), Pass::default(), cache).0
+    }
+
+    fn run(
+        &self,
+        inputs: Inputs,
+        pass: Pass,
+        cache: Option<&mut KvCache>,
+    ) -> (Tensor<3>, Pass) {
         let start = cache.as_ref().map_or(0, |cache| cache.len());
-        let mut x = self.embedding.forward(tokens, start);
-        for (index, block) in self.blocks.iter().enumerate() {
-            let layer = cache.as_mut().map(|cache| &mut cache.layers[index]);
-            x = block.forward(x, layer);
+        let cached = cache.as_ref().and_then(|cache| cache.memory.clone());
+        let mut pass = Pass {
+            start,
+            memory: pass.memory.clone().or(cached),
+            visible: inputs.visible.clone(),
+            prefix_lengths: inputs.prefix_lengths.clone(),
+            ..pass
+        };
+        let x = self.embedding.forward(&inputs, start);
+        (self.stack.forward(x, &mut pass, cache), pass)
+    }
+
+    /// The probability of each pair of residues to touch, `[batch, seq − 2, seq − 2]`, for a model with
+    /// a contact head.
+    pub fn contacts(&self, inputs: impl Into<Inputs>) -> Option<Tensor<3>> {
+        let contact = self.contact.as_ref()?;
+        let inputs = inputs.into();
+        let (tokens, visible) = (inputs.tokens.clone(), inputs.visible.clone());
+        let pass = Pass {
+            attention_maps: Some(Vec::new()),
+            ..Pass::default()
+        };
+        let (_, pass) = self.run(inputs, pass, None);
+        let mut maps = Tensor::cat(pass.attention_maps?, 1);
+        if let Some(visible) = visible {
+            let [batch, seq] = visible.dims();
+            let visible = visible.float();
+            maps = maps
+                * visible.clone().reshape([batch, 1, seq, 1])
+                * visible.reshape([batch, 1, 1, seq]);
         }
-        match &self.final_norm {
-            Some(norm) => norm.forward(x),
-            None => x,
-        }
+        Some(contact.forward(maps, tokens))
     }
 
     /// `[.., d_model] → [.., vocab_size]`.
     pub fn logits<const D: usize>(&self, hidden: Tensor<D>) -> Tensor<D> {
-        match &self.head {
-            Some(head) => head.forward(hidden),
-            None => module::linear(hidden, self.embedding.token.val().transpose(), None),
-        }
+        self.head.logits(hidden, &self.embedding.token)
     }
 
-    /// Continues the cached sequences by `tokens` and scores what follows them:
+    /// Continues the cached sequences by `inputs` and scores what follows them:
     /// `[batch, seq] → [batch, vocab_size]`.
+    ///
+    /// A model with an encoder reads the memory that [`encode`](Self::encode) gave to the cache.
     ///
     /// # Panics
     ///
     /// When the cache cannot hold the tokens.
-    pub fn decode(&self, tokens: Tensor<2, Int>, cache: &mut KvCache) -> Tensor<2> {
-        let hidden = self.hidden(tokens, Some(cache));
+    pub fn decode(&self, inputs: impl Into<Inputs>, cache: &mut KvCache) -> Tensor<2> {
+        let hidden = self.hidden(inputs, Some(cache));
         let [_, seq, _] = hidden.dims();
         let last = hidden.narrow(1, seq - 1, 1).squeeze_dim::<2>(1);
         self.logits(last)
@@ -241,6 +438,11 @@ impl Transformer {
 
 impl LanguageModel for Transformer {
     fn forward(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
-        self.logits(self.hidden(tokens, None))
+        self.forward_routed(tokens).0
+    }
+
+    fn forward_routed(&self, tokens: Tensor<2, Int>) -> (Tensor<3>, Vec<Routing>) {
+        let (hidden, pass) = self.run(tokens.into(), Pass::default(), None);
+        (self.logits(hidden), pass.routing)
     }
 }

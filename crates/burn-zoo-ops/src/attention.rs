@@ -1,38 +1,73 @@
 //! Attention composed from `Backend` operations: the form that every backend can run.
 
 use burn::backend::{
-    Backend, TensorMetadata,
+    Backend, ExtensionType, TensorMetadata,
     tensor::{Device, FloatTensor},
 };
 use burn::tensor::{DType, Shape, TensorData};
 
-/// Which keys a query may attend to.
+/// Which keys a query may attend to, as far as it follows from their positions alone.
 ///
 /// A mask is a description, not a tensor: a fused kernel skips hidden keys without reading
-/// `[seq_q, seq_k]` values from memory.
+/// `[seq_q, seq_k]` values from memory. The queries are the last `seq_q` of the `seq_k` positions,
+/// so that a cached prefix is visible to all of them. What depends on the sequence, such as padding,
+/// is part of the bias.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AttentionMask {
     /// Every key.
     Full,
-    /// No key after the query's own position. The queries are the last `seq_q` of the `seq_k`
-    /// positions, so that a cached prefix is visible to all of them.
+    /// No key after the query's own position.
     Causal,
+    /// The query's own position and the `window − 1` before it (Child et al. 2019,
+    /// arXiv:1904.10509).
+    Banded {
+        /// How many keys are visible, at least 1.
+        window: usize,
+    },
 }
 
 impl AttentionMask {
     /// Whether the mask hides nothing for these lengths, as when one new token is decoded.
-    pub(crate) fn is_trivial(self, seq_q: usize) -> bool {
+    pub(crate) fn is_trivial(self, seq_q: usize, seq_k: usize) -> bool {
         match self {
             Self::Full => true,
             Self::Causal => seq_q <= 1,
+            Self::Banded { window } => seq_q <= 1 && seq_k <= window,
         }
     }
+}
+
+/// How products of queries and keys become scores.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scoring {
+    /// Which keys a query may attend to.
+    pub mask: AttentionMask,
+    /// What the products are multiplied by.
+    pub scale: f64,
+}
+
+impl Scoring {
+    /// The usual scale, 1/√`head_dim` (Vaswani et al. 2017, arXiv:1706.03762).
+    pub fn scaled(mask: AttentionMask, head_dim: usize) -> Self {
+        let scale = 1.0 / (head_dim as f64).sqrt();
+        Self { mask, scale }
+    }
+}
+
+/// What is added to the scores besides the mask.
+#[derive(Clone, Debug, ExtensionType)]
+pub enum ScoreBias<B: Backend> {
+    /// Nothing.
+    None,
+    /// `[batch or 1, n_heads or 1, seq_q or 1, seq_k]`.
+    Added(FloatTensor<B>),
 }
 
 pub(crate) fn check_shapes(
     query: [usize; 4],
     key: [usize; 4],
     value: [usize; 4],
+    bias: Option<[usize; 4]>,
     mask: AttentionMask,
 ) {
     let [batch, n_heads, seq_q, head_dim] = query;
@@ -54,6 +89,14 @@ pub(crate) fn check_shapes(
         mask == AttentionMask::Full || seq_q <= seq_k,
         "attention: a causal mask needs seq_q ({seq_q}) ≤ seq_k ({seq_k})"
     );
+    if let Some(bias) = bias {
+        let full = [batch, n_heads, seq_q, seq_k];
+        let fits = |axis: usize| bias[axis] == full[axis] || (axis < 3 && bias[axis] == 1);
+        assert!(
+            (0..4).all(fits),
+            "attention: a bias of shape {bias:?} does not broadcast to the scores {full:?}"
+        );
+    }
 }
 
 /// Folds the query heads that share a key/value head into the rows of one matrix:
@@ -67,30 +110,35 @@ fn fold_groups<B: Backend>(tensor: FloatTensor<B>, n_kv_heads: usize) -> FloatTe
     B::float_reshape(tensor, Shape::new([batch, n_kv_heads, rows, head_dim]))
 }
 
-fn scale(head_dim: usize) -> f32 {
-    1.0 / (head_dim as f32).sqrt()
-}
-
 /// What is added to the scores: zero for visible keys, a large negative number for hidden ones.
-/// Finite, so that a shader without infinities computes the same. `[seq_q, seq_k]`, once per query
-/// head of a group.
-pub(crate) fn causal_bias<B: Backend>(
-    group: usize,
+/// Finite, so that a shader without infinities computes the same, and small enough that a mask and a
+/// padding bias can be added. `[1, 1, seq_q, seq_k]`.
+pub(crate) fn mask_bias<B: Backend>(
+    mask: AttentionMask,
     seq_q: usize,
     seq_k: usize,
     device: &Device<B>,
     dtype: DType,
 ) -> FloatTensor<B> {
     let hidden = match dtype {
-        DType::F16 => -6.0e4,
+        DType::F16 => -3.0e4,
         _ => -1.0e30f32,
     };
-    let past = seq_k - seq_q;
-    let mut values = vec![0.0f32; group * seq_q * seq_k];
+    let past = seq_k - seq_q.min(seq_k);
+    let mut values = vec![0.0f32; seq_q * seq_k];
     for (row, scores) in values.chunks_mut(seq_k).enumerate() {
-        scores[past + row % seq_q + 1..].fill(hidden);
+        let end = match mask {
+            AttentionMask::Full => seq_k,
+            AttentionMask::Causal | AttentionMask::Banded { .. } => past + row + 1,
+        };
+        let start = match mask {
+            AttentionMask::Banded { window } => end.saturating_sub(window),
+            AttentionMask::Full | AttentionMask::Causal => 0,
+        };
+        scores[..start].fill(hidden);
+        scores[end..].fill(hidden);
     }
-    let data = TensorData::new(values, [group * seq_q, seq_k]).convert_dtype(dtype);
+    let data = TensorData::new(values, [1, 1, seq_q, seq_k]).convert_dtype(dtype);
     B::float_from_data(data, device)
 }
 
@@ -100,39 +148,52 @@ pub(crate) fn composed_forward<B: Backend>(
     query: FloatTensor<B>,
     key: FloatTensor<B>,
     value: FloatTensor<B>,
-    mask: AttentionMask,
+    bias: ScoreBias<B>,
+    scoring: Scoring,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
     let shape = query.shape();
-    let [_, n_heads, seq_q, head_dim] = shape.dims();
+    let [batch, n_heads, seq_q, _] = shape.dims();
     let [_, n_kv_heads, seq_k, _] = key.shape().dims();
 
-    let query = B::float_mul_scalar(query, scale(head_dim).into());
+    let query = B::float_mul_scalar(query, scoring.scale.into());
     let query = fold_groups::<B>(query, n_kv_heads);
     let mut scores = B::float_matmul(query, B::float_transpose(key));
-    if !mask.is_trivial(seq_q) {
-        let group = n_heads / n_kv_heads;
-        let bias = causal_bias::<B>(group, seq_q, seq_k, &scores.device(), scores.dtype());
-        let bias = B::float_reshape(bias, Shape::new([1, 1, group * seq_q, seq_k]));
-        scores = B::float_add(scores, bias);
+    let folded = scores.shape();
+    let by_head = Shape::new([batch, n_heads, seq_q, seq_k]);
+    if !scoring.mask.is_trivial(seq_q, seq_k) {
+        let (device, dtype) = (scores.device(), scores.dtype());
+        let mask = mask_bias::<B>(scoring.mask, seq_q, seq_k, &device, dtype);
+        scores = B::float_add(B::float_reshape(scores, by_head.clone()), mask);
     }
-    let probabilities = B::softmax(scores, 3);
+    if let ScoreBias::Added(bias) = bias {
+        scores = B::float_add(B::float_reshape(scores, by_head), bias);
+    }
+    let probabilities = B::softmax(B::float_reshape(scores, folded), 3);
     let output = B::float_matmul(probabilities.clone(), value);
     (B::float_reshape(output, shape), probabilities)
 }
 
 /// With `P` the probabilities and `dO` the gradient of the output (Dao et al. 2022,
 /// arXiv:2205.14135, appendix B.2): `dV = Pᵀ dO`, `dP = dO Vᵀ`, `dS = P ∘ (dP − rowsum(dP ∘ P))`,
-/// `dQ = dS K / √d`, `dK = dSᵀ Q / √d`. Hidden keys have `P = 0`, so the mask is not needed again.
+/// `dQ = scale · dS K`, `dK = scale · dSᵀ Q`; `dS` is also the gradient of the bias before it was
+/// broadcast. Hidden keys have `P = 0`, so the mask is not needed again.
 pub(crate) fn composed_backward<B: Backend>(
     query: FloatTensor<B>,
     key: FloatTensor<B>,
     value: FloatTensor<B>,
+    bias: ScoreBias<B>,
     probabilities: FloatTensor<B>,
     grad: FloatTensor<B>,
-) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
+    scoring: Scoring,
+) -> (
+    FloatTensor<B>,
+    FloatTensor<B>,
+    FloatTensor<B>,
+    FloatTensor<B>,
+) {
     let shape = query.shape();
-    let [_, _, _, head_dim] = shape.dims();
-    let [_, n_kv_heads, _, _] = key.shape().dims();
+    let [batch, n_heads, seq_q, _] = shape.dims();
+    let [_, n_kv_heads, seq_k, _] = key.shape().dims();
     let query = fold_groups::<B>(query, n_kv_heads);
     let grad = fold_groups::<B>(grad, n_kv_heads);
 
@@ -140,10 +201,31 @@ pub(crate) fn composed_backward<B: Backend>(
     let grad_probabilities = B::float_matmul(grad, B::float_transpose(value));
     let weighted = B::float_mul(grad_probabilities, probabilities.clone());
     let row_sum = B::float_sum_dim(weighted.clone(), 3);
-    let grad_scores = B::float_sub(weighted, B::float_mul(probabilities, row_sum));
-    let grad_scores = B::float_mul_scalar(grad_scores, scale(head_dim).into());
+    let grad_scores = B::float_sub(weighted, B::float_mul(probabilities, row_sum.clone()));
+    let grad_bias = match bias {
+        ScoreBias::Added(bias) => {
+            let by_head = Shape::new([batch, n_heads, seq_q, seq_k]);
+            sum_to::<B>(
+                B::float_reshape(grad_scores.clone(), by_head),
+                bias.shape().dims(),
+            )
+        }
+        // Nobody reads it.
+        ScoreBias::None => row_sum,
+    };
+    let grad_scores = B::float_mul_scalar(grad_scores, scoring.scale.into());
 
     let grad_query = B::float_matmul(grad_scores.clone(), key);
     let grad_key = B::float_matmul(B::float_transpose(grad_scores), query);
-    (B::float_reshape(grad_query, shape), grad_key, grad_value)
+    let grad_query = B::float_reshape(grad_query, shape);
+    (grad_query, grad_key, grad_value, grad_bias)
+}
+
+/// Sums the axes that a bias of this shape was broadcast along.
+fn sum_to<B: Backend>(mut grad: FloatTensor<B>, shape: [usize; 4]) -> FloatTensor<B> {
+    let full: [usize; 4] = grad.shape().dims();
+    for axis in (0..4).filter(|&axis| shape[axis] != full[axis]) {
+        grad = B::float_sum_dim(grad, axis);
+    }
+    grad
 }

@@ -14,12 +14,12 @@ use burn::backend::{
     tensor::FloatTensor,
 };
 
-use crate::{Affine, AttentionMask, NormKind, TransformerOps};
+use crate::{Affine, NormKind, ScoreBias, Scoring, TransformerOps};
 
 /// Hands each parent that is tracked its gradient.
 fn register<B: TransformerOps>(
     parents: impl IntoIterator<Item = Option<NodeId>>,
-    grads: [FloatTensor<B>; 3],
+    grads: impl IntoIterator<Item = FloatTensor<B>>,
     store: &mut Gradients,
 ) {
     for (parent, grad) in parents.into_iter().zip(grads) {
@@ -32,17 +32,49 @@ fn register<B: TransformerOps>(
 #[derive(Debug)]
 struct AttentionBackward;
 
-impl<B: TransformerOps> Backward<B, 3> for AttentionBackward {
-    /// Query, key, value, output, what the forward pass saved, and the mask.
-    type State = ([FloatTensor<B>; 5], AttentionMask);
+impl<B: TransformerOps, const N: usize> Backward<B, N> for AttentionBackward {
+    /// Query, key, value, output and what the forward pass saved; the bias; the scoring.
+    type State = ([FloatTensor<B>; 5], ScoreBias<B>, Scoring);
 
-    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+    /// The parents are query, key, value and, where there is one, bias.
+    fn backward(self, ops: Ops<Self::State, N>, grads: &mut Gradients, _: &mut Checkpointer) {
         let grad = grads.consume::<B>(&ops.node);
-        let ([query, key, value, output, saved], mask) = ops.state;
-        let (query, key, value) =
-            B::masked_attention_backward(query, key, value, output, saved, grad, mask);
+        let ([query, key, value, output, saved], bias, scoring) = ops.state;
         let parents = ops.parents.map(|parent| parent.map(|node| node.id));
-        register::<B>(parents, [query, key, value], grads);
+        // A mask is a bias that nothing learns.
+        let bias = match parents.get(3) {
+            Some(Some(_)) => bias,
+            _ => ScoreBias::None,
+        };
+        let (query, key, value, bias) =
+            B::masked_attention_backward(query, key, value, bias, output, saved, grad, scoring);
+        register::<B>(parents, [query, key, value, bias], grads);
+    }
+}
+
+/// Attends, and records [`AttentionBackward`] when a gradient is wanted.
+fn record_attention<B: TransformerOps, C: CheckpointStrategy, const N: usize>(
+    nodes: [NodeGuard; N],
+    [query, key, value]: [FloatTensor<B>; 3],
+    bias: ScoreBias<B>,
+    scoring: Scoring,
+) -> FloatTensor<Autodiff<B, C>> {
+    let prepared = Backward::<B, N>::prepare::<C>(AttentionBackward, nodes);
+    match prepared.compute_bound().stateful() {
+        OpsKind::Tracked(prep) => {
+            let (output, saved) = B::masked_attention_forward(
+                query.clone(),
+                key.clone(),
+                value.clone(),
+                bias.clone(),
+                scoring,
+            );
+            let tensors = [query, key, value, output.clone(), saved];
+            prep.finish((tensors, bias, scoring), output)
+        }
+        OpsKind::UnTracked(prep) => {
+            prep.finish(B::masked_attention(query, key, value, bias, scoring))
+        }
     }
 }
 
@@ -69,22 +101,21 @@ impl<B: TransformerOps, C: CheckpointStrategy> TransformerOps for Autodiff<B, C>
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
-        mask: AttentionMask,
+        bias: ScoreBias<Self>,
+        scoring: Scoring,
     ) -> FloatTensor<Self> {
         let ((query, q), (key, k), (value, v)) =
             (query.into_parts(), key.into_parts(), value.into_parts());
-        match AttentionBackward
-            .prepare::<C>([q, k, v])
-            .compute_bound()
-            .stateful()
-        {
-            OpsKind::Tracked(prep) => {
-                let (output, saved) =
-                    B::masked_attention_forward(query.clone(), key.clone(), value.clone(), mask);
-                let state = ([query, key, value, output.clone(), saved], mask);
-                prep.finish(state, output)
+        let tensors = [query, key, value];
+        match bias {
+            ScoreBias::None => {
+                record_attention::<B, C, 3>([q, k, v], tensors, ScoreBias::None, scoring)
             }
-            OpsKind::UnTracked(prep) => prep.finish(B::masked_attention(query, key, value, mask)),
+            ScoreBias::Added(bias) => {
+                let (bias, b) = bias.into_parts();
+                let bias = ScoreBias::Added(bias);
+                record_attention::<B, C, 4>([q, k, v, b], tensors, bias, scoring)
+            }
         }
     }
 

@@ -15,13 +15,14 @@
 //!
 //! ```
 //! use burn::tensor::{Device, Distribution, Tensor};
-//! use burn_zoo_ops::{AttentionMask, attention};
+//! use burn_zoo_ops::{AttentionMask, Scoring, attention};
 //!
 //! let device = Device::flex();
 //! let query = Tensor::<4>::random([1, 4, 5, 8], Distribution::Default, &device);
 //! // Two key/value heads serve four query heads.
 //! let key = Tensor::<4>::random([1, 2, 5, 8], Distribution::Default, &device);
-//! let output = attention(query, key.clone(), key, AttentionMask::Causal);
+//! let scoring = Scoring::scaled(AttentionMask::Causal, 8);
+//! let output = attention(query, key.clone(), key, None, scoring);
 //! assert_eq!(output.dims(), [1, 4, 5, 8]);
 //! ```
 
@@ -49,7 +50,7 @@ mod backends;
 pub mod libtorch;
 mod norm;
 
-pub use attention::AttentionMask;
+pub use attention::{AttentionMask, ScoreBias, Scoring};
 pub use norm::{Affine, NormKind};
 
 /// The operations that make a transformer fast, as an extension of Burn's [`Backend`].
@@ -72,9 +73,10 @@ pub trait TransformerOps: Backend {
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
-        mask: AttentionMask,
+        #[extension_type] bias: ScoreBias<Self>,
+        scoring: Scoring,
     ) -> FloatTensor<Self> {
-        attention::composed_forward::<Self>(query, key, value, mask).0
+        attention::composed_forward::<Self>(query, key, value, bias, scoring).0
     }
 
     /// [`masked_attention`](Self::masked_attention) with what its gradient needs.
@@ -87,28 +89,36 @@ pub trait TransformerOps: Backend {
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
-        mask: AttentionMask,
+        #[extension_type] bias: ScoreBias<Self>,
+        scoring: Scoring,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        attention::composed_forward::<Self>(query, key, value, mask)
+        attention::composed_forward::<Self>(query, key, value, bias, scoring)
     }
 
-    /// The gradients of attention with respect to query, key and value.
+    /// The gradients of attention with respect to query, key, value and bias.
     ///
     /// `saved` is the second result of
     /// [`masked_attention_forward`](Self::masked_attention_forward), `output` its first, and
-    /// `grad` the gradient of the output.
+    /// `grad` the gradient of the output. The last result means something only for
+    /// [`ScoreBias::Added`].
     #[fusion(default)]
     fn masked_attention_backward(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
+        #[extension_type] bias: ScoreBias<Self>,
         output: FloatTensor<Self>,
         saved: FloatTensor<Self>,
         grad: FloatTensor<Self>,
-        mask: AttentionMask,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        let _ = (output, mask);
-        attention::composed_backward::<Self>(query, key, value, saved, grad)
+        scoring: Scoring,
+    ) -> (
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+    ) {
+        let _ = output;
+        attention::composed_backward::<Self>(query, key, value, bias, saved, grad, scoring)
     }
 
     /// Layer or root-mean-square normalisation, see [`normalize`].
@@ -151,7 +161,7 @@ pub trait TransformerOps: Backend {
     }
 }
 
-/// Scaled dot-product attention, `softmax(Q Kᵀ / √head_dim + mask) V`.
+/// Scaled dot-product attention, `softmax(scale · Q Kᵀ + bias + mask) V`.
 ///
 /// Grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245) needs no copies: query head `h`
 /// reads key/value head `h / (n_heads / n_kv_heads)`.
@@ -160,6 +170,7 @@ pub trait TransformerOps: Backend {
 ///
 /// - `query`: `[batch, n_heads, seq_q, head_dim]`
 /// - `key`, `value`: `[batch, n_kv_heads, seq_k, head_dim]`
+/// - `bias`: `[batch or 1, n_heads or 1, seq_q or 1, seq_k]`. It may be learned.
 /// - output: `[batch, n_heads, seq_q, head_dim]`
 ///
 /// # Panics
@@ -170,15 +181,27 @@ pub fn attention(
     query: Tensor<4>,
     key: Tensor<4>,
     value: Tensor<4>,
-    mask: AttentionMask,
+    bias: Option<Tensor<4>>,
+    scoring: Scoring,
 ) -> Tensor<4> {
-    attention::check_shapes(query.dims(), key.dims(), value.dims(), mask);
+    let bias_dims = bias.as_ref().map(Tensor::dims);
+    attention::check_shapes(
+        query.dims(),
+        key.dims(),
+        value.dims(),
+        bias_dims,
+        scoring.mask,
+    );
     Tensor::from_dispatch(
         <burn::backend::Dispatch as TransformerOps>::masked_attention(
             query.into_dispatch(),
             key.into_dispatch(),
             value.into_dispatch(),
-            mask,
+            match bias {
+                Some(bias) => ScoreBias::Added(bias.into_dispatch()),
+                None => ScoreBias::None,
+            },
+            scoring,
         ),
     )
 }

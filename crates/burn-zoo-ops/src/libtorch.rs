@@ -12,12 +12,12 @@ use burn::backend::{TensorMetadata, tensor::FloatTensor};
 use burn_tch::{LibTorch, TchTensor};
 use tch::Tensor;
 
-use crate::{AttentionMask, TransformerOps, attention};
+use crate::{AttentionMask, ScoreBias, Scoring, TransformerOps, attention};
 
 /// How ATen is told about a mask.
 struct Masking {
     is_causal: bool,
-    /// Added to the scores, `[seq_q, seq_k]`.
+    /// Added to the scores, `[1, 1, seq_q, seq_k]`.
     bias: Option<Tensor>,
 }
 
@@ -25,23 +25,50 @@ impl Masking {
     fn new(mask: AttentionMask, query: &TchTensor, key: &TchTensor) -> Self {
         let [_, _, seq_q, _] = query.shape().dims();
         let [_, _, seq_k, _] = key.shape().dims();
-        if mask.is_trivial(seq_q) {
+        if mask.is_trivial(seq_q, seq_k) {
             return Self {
                 is_causal: false,
                 bias: None,
             };
         }
-        if seq_q == seq_k {
+        if mask == AttentionMask::Causal && seq_q == seq_k {
             return Self {
                 is_causal: true,
                 bias: None,
             };
         }
         let device = query.device();
-        let bias = attention::causal_bias::<LibTorch>(1, seq_q, seq_k, &device, query.dtype());
+        let bias = attention::mask_bias::<LibTorch>(mask, seq_q, seq_k, &device, query.dtype());
         Self {
             is_causal: false,
             bias: Some(bias.tensor),
+        }
+    }
+
+    /// ATen takes one bias, so what is added besides the mask makes the mask one too.
+    fn with_bias(
+        bias: ScoreBias<LibTorch>,
+        mask: AttentionMask,
+        query: &TchTensor,
+        key: &TchTensor,
+    ) -> Self {
+        let ScoreBias::Added(bias) = bias else {
+            return Self::new(mask, query, key);
+        };
+        let [_, _, seq_q, _] = query.shape().dims();
+        let [_, _, seq_k, _] = key.shape().dims();
+        let bias = match mask.is_trivial(seq_q, seq_k) {
+            true => bias.tensor,
+            false => {
+                let device = query.device();
+                let dtype = query.dtype();
+                bias.tensor
+                    + attention::mask_bias::<LibTorch>(mask, seq_q, seq_k, &device, dtype).tensor
+            }
+        };
+        Self {
+            is_causal: false,
+            bias: Some(bias),
         }
     }
 }
@@ -54,9 +81,10 @@ fn with_rows(tensor: &TchTensor) -> Tensor {
     }
 }
 
-/// Whether ATen's processor kernel applies.
-fn has_flash(tensor: &TchTensor) -> bool {
-    tensor.tensor.device() == tch::Device::Cpu
+/// What the forward pass of ATen's processor kernel saves: the log-sum-exp, which has one dimension
+/// less than the probabilities that the composed form saves.
+fn is_flash(saved: &TchTensor) -> bool {
+    saved.tensor.dim() == 3
 }
 
 /// `[batch, n_kv_heads, seq, head_dim] → [batch, n_heads, seq, head_dim]`.
@@ -85,9 +113,10 @@ impl TransformerOps for LibTorch {
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
-        mask: AttentionMask,
+        bias: ScoreBias<Self>,
+        scoring: Scoring,
     ) -> FloatTensor<Self> {
-        let masking = Masking::new(mask, &query, &key);
+        let masking = Masking::with_bias(bias, scoring.mask, &query, &key);
         let n_heads = query.tensor.size()[1];
         TchTensor::new(Tensor::scaled_dot_product_attention(
             &query.tensor,
@@ -96,7 +125,7 @@ impl TransformerOps for LibTorch {
             masking.bias,
             0.0,
             masking.is_causal,
-            None,
+            Some(scoring.scale),
             false,
         ))
     }
@@ -105,12 +134,15 @@ impl TransformerOps for LibTorch {
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
-        mask: AttentionMask,
+        bias: ScoreBias<Self>,
+        scoring: Scoring,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        if !has_flash(&query) {
-            return attention::composed_forward::<Self>(query, key, value, mask);
+        // The fused kernel has no gradient for a bias.
+        let is_fused = query.tensor.device() == tch::Device::Cpu;
+        if !is_fused || matches!(bias, ScoreBias::Added(_)) {
+            return attention::composed_forward::<Self>(query, key, value, bias, scoring);
         }
-        let masking = Masking::new(mask, &query, &key);
+        let masking = Masking::new(scoring.mask, &query, &key);
         let n_heads = query.tensor.size()[1];
         let (output, log_sum_exp) = Tensor::internal_scaled_dot_product_flash_attention_for_cpu(
             &with_rows(&query),
@@ -119,7 +151,7 @@ impl TransformerOps for LibTorch {
             0.0,
             masking.is_causal,
             masking.bias,
-            None,
+            Some(scoring.scale),
         );
         (TchTensor::new(output), TchTensor::new(log_sum_exp))
     }
@@ -128,15 +160,23 @@ impl TransformerOps for LibTorch {
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
+        bias: ScoreBias<Self>,
         output: FloatTensor<Self>,
         saved: FloatTensor<Self>,
         grad: FloatTensor<Self>,
-        mask: AttentionMask,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        if !has_flash(&query) {
-            return attention::composed_backward::<Self>(query, key, value, saved, grad);
+        scoring: Scoring,
+    ) -> (
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+    ) {
+        if !is_flash(&saved) {
+            return attention::composed_backward::<Self>(
+                query, key, value, bias, saved, grad, scoring,
+            );
         }
-        let masking = Masking::new(mask, &query, &key);
+        let masking = Masking::new(scoring.mask, &query, &key);
         let [n_heads, n_kv_heads] = [query.tensor.size()[1], key.tensor.size()[1]];
         let (grad_query, grad_key, grad_value) =
             Tensor::internal_scaled_dot_product_flash_attention_for_cpu_backward(
@@ -149,12 +189,13 @@ impl TransformerOps for LibTorch {
                 0.0,
                 masking.is_causal,
                 masking.bias,
-                None,
+                Some(scoring.scale),
             );
         (
             TchTensor::new(grad_query),
             TchTensor::new(sum_groups(grad_key, n_kv_heads)),
             TchTensor::new(sum_groups(grad_value, n_kv_heads)),
+            saved,
         )
     }
 }

@@ -6,7 +6,7 @@ use burn::optim::{GradientsParams, ModuleOptimizer};
 use burn::tensor::{DType, ExecutionError, Int, Tensor, TensorReadError, activation};
 use burn_train::{InferenceStep, ItemLazy, TrainOutput, TrainStep};
 use burn_zoo_data::windows::TokenBatch;
-use burn_zoo_nn::LanguageModel;
+use burn_zoo_nn::{LanguageModel, mixture::Routing};
 
 use crate::optimizer::clip_by_global_norm;
 
@@ -30,6 +30,15 @@ impl<M: LanguageModel> CausalLm<M> {
     /// The mean loss `[1]` of predicting targets from inputs, both `[batch, seq]`.
     pub fn loss(&self, inputs: Tensor<2, Int>, targets: Tensor<2, Int>) -> Tensor<1> {
         cross_entropy(self.model.forward(inputs), targets)
+    }
+
+    /// The same with the auxiliary losses of mixtures of experts, which training minimises too.
+    fn losses(&self, batch: &TokenBatch) -> (Tensor<1>, Tensor<1>) {
+        let (logits, routing) = self.model.forward_routed(batch.inputs.clone());
+        let loss = cross_entropy(logits, batch.targets.clone());
+        let auxiliary = routing.iter().map(Routing::auxiliary_loss);
+        let total = auxiliary.fold(loss.clone(), |sum, auxiliary| sum + auxiliary);
+        (loss, total)
     }
 }
 
@@ -109,14 +118,14 @@ impl<M: LanguageModel> TrainStep for CausalLm<M> {
 
     fn step(&self, batch: TokenBatch) -> TrainOutput<LossOutput> {
         let n_tokens = batch.n_tokens();
-        let loss = self.loss(batch.inputs, batch.targets);
-        let output = LossOutput::new(loss.clone(), n_tokens);
+        let (loss, total) = self.losses(&batch);
+        let output = LossOutput::new(loss, n_tokens);
         // Accumulated gradients are summed, so each batch counts by its share of the step's tokens.
-        let loss = match batch.share {
-            1.0 => loss,
-            share => loss * share,
+        let total = match batch.share {
+            1.0 => total,
+            share => total * share,
         };
-        TrainOutput::new(self, loss.backward(), output)
+        TrainOutput::new(self, total.backward(), output)
     }
 
     fn optimize(

@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use burn_zoo_data::tokenizer::TokenizerConfig;
-use burn_zoo_models::gpt::GptConfig;
-use burn_zoo_nn::{ConfigError, TransformerConfig};
+use burn_zoo_models::{family::Architecture, gpt::GptConfig};
+use burn_zoo_nn::ConfigError;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::{optimizer::OptimizerConfig, schedule::ScheduleConfig};
 
@@ -82,28 +83,44 @@ pub enum Objective {
     CausalLm,
 }
 
-/// A family of models and its sizes.
+/// A family of models and its sizes. The vocabulary comes from the tokenizer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum ModelConfig {
     /// See [`GptConfig`].
     Gpt(GptConfig),
+    /// What a `config.json` would hold: `model_type`, and the fields of that
+    /// [family](burn_zoo_models::families).
+    Config(Map<String, Value>),
 }
 
 impl ModelConfig {
-    /// The stack for a vocabulary.
-    pub fn transformer(&self, vocab_size: usize) -> Result<TransformerConfig, ConfigError> {
+    /// The model for a vocabulary.
+    ///
+    /// # Errors
+    ///
+    /// When sizes do not fit together or are not the family's, with the field's name.
+    pub fn architecture(&self, vocab_size: usize) -> Result<Architecture, ConfigError> {
         match self {
             Self::Gpt(config) => config
                 .transformer(vocab_size)
+                .map(Architecture::from)
                 .map_err(|error| error.within("gpt")),
-        }
-    }
-
-    /// The longest sequence.
-    pub fn context_length(&self) -> usize {
-        match self {
-            Self::Gpt(config) => config.context_length,
+            Self::Config(fields) => {
+                let mut json = fields.clone();
+                json.entry("vocab_size").or_insert_with(|| vocab_size.into());
+                let architecture = Architecture::for_training(json)
+                    .map_err(|error| error.within("config"))?;
+                let found = architecture.transformer.vocab_size();
+                if found < vocab_size {
+                    let problem = format!(
+                        "must be at least the tokenizer's {vocab_size}, got {found}; leave it out \
+                         to have the tokenizer decide"
+                    );
+                    return Err(ConfigError::new("config.vocab_size", problem));
+                }
+                Ok(architecture)
+            }
         }
     }
 }
@@ -310,7 +327,7 @@ impl Recipe {
             self.schedule.validate(self.optimizer.learning_rate),
         )?;
         // The tokenizer decides the vocabulary later; any size shows what else is wrong.
-        named("model", self.model.transformer(1).map(drop))
+        named("model", self.model.architecture(1).map(drop))
     }
 }
 

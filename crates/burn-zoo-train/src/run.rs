@@ -195,12 +195,13 @@ pub fn train(
         train: tokenizer.encode(&corpus.train)?.into(),
         valid: tokenizer.encode(&corpus.valid)?.into(),
     };
-    let config = recipe
+    let architecture = recipe
         .model
-        .transformer(tokenizer.vocab_size())
+        .architecture(tokenizer.vocab_size())
         .map_err(RunError::Model)?;
+    let config = &architecture.transformer;
     splits
-        .require_window(config.context_length)
+        .require_window(config.context_length())
         .map_err(FitError::from)?;
 
     // From here on the directory changes: everything that can be refused has been.
@@ -237,7 +238,7 @@ pub fn train(
     let fitted = fit(
         config.init(device),
         &splits,
-        &TrainerConfig::from(recipe),
+        &TrainerConfig::new(recipe, config.context_length()),
         device,
         session,
     )?;
@@ -245,9 +246,9 @@ pub fn train(
     let summary = match outcome.end {
         End::Interrupted => None,
         _ => {
-            directory::save(&model, &config, out)?;
+            directory::save(&model, &architecture, out)?;
             let early = outcome.end == End::EarlyStopped;
-            let summary = summarise(recipe, &config, &outcome.state, early, options.backend);
+            let summary = summarise(recipe, config, &outcome.state, early, options.backend);
             let json = serde_json::to_string_pretty(&summary).map_err(std::io::Error::from);
             write(SUMMARY, json.map_err(io_error(&out.join(SUMMARY)))?)?;
             Some(summary)

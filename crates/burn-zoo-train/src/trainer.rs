@@ -38,11 +38,12 @@ pub struct TrainerConfig {
     pub training: LoopConfig,
 }
 
-impl From<&Recipe> for TrainerConfig {
-    fn from(recipe: &Recipe) -> Self {
+impl TrainerConfig {
+    /// What a recipe says, for windows as long as its model's context.
+    pub fn new(recipe: &Recipe, context_length: usize) -> Self {
         Self {
             seed: recipe.seed,
-            context_length: recipe.model.context_length(),
+            context_length,
             optimizer: recipe.optimizer.clone(),
             schedule: recipe.schedule.clone(),
             training: recipe.training.clone(),

@@ -1,0 +1,393 @@
+//! A family of models: a configuration, a table of names, and the sizes that were published.
+
+use std::sync::{LazyLock, PoisonError, RwLock};
+
+use burn_zoo_nn::{ConfigError, TransformerConfig, feed_forward::Activation};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::{Map, Value};
+
+use crate::names::Names;
+
+/// What a model is for, which decides its head. Read from the class name in `architectures`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Task {
+    /// Hidden states only.
+    Base,
+    /// Hidden states of the encoder of an encoder–decoder.
+    Encoder,
+    /// The next token.
+    Language,
+    /// The masked token.
+    MaskedLanguage,
+    /// The masked token, and whether the second segment follows.
+    Pretraining,
+    /// Whether the second segment follows.
+    NextSentence,
+    /// A label or a number for the sequence.
+    Sequence,
+    /// A label for each token.
+    Token,
+    /// Where an answer starts and ends.
+    Span,
+}
+
+impl Task {
+    /// The task of a class of the `transformers` library.
+    ///
+    /// # Errors
+    ///
+    /// When the zoo has no such head.
+    pub fn from_class(class: &str) -> Result<Self, ConfigError> {
+        let endings = [
+            ("LMHeadModel", Self::Language),
+            ("ForCausalLM", Self::Language),
+            ("ForConditionalGeneration", Self::Language),
+            ("ForBlankInfilling", Self::Language),
+            ("ForMaskedLM", Self::MaskedLanguage),
+            ("ForPreTraining", Self::Pretraining),
+            ("ForNextSentencePrediction", Self::NextSentence),
+            ("ForSequenceClassification", Self::Sequence),
+            ("ForTokenClassification", Self::Token),
+            ("ForQuestionAnswering", Self::Span),
+            ("EncoderModel", Self::Encoder),
+            ("DoubleHeadsModel", Self::Language),
+            ("Model", Self::Base),
+        ];
+        let found = endings
+            .into_iter()
+            .find(|(ending, _)| class.ends_with(ending));
+        match found {
+            Some((ending, task)) if ending != "DoubleHeadsModel" => Ok(task),
+            _ => Err(ConfigError::new(
+                "architectures",
+                format!("`{class}` has a head that the zoo does not have"),
+            )),
+        }
+    }
+}
+
+/// What the configurations of all families have in common.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Common {
+    /// The class of the `transformers` library, at most one.
+    pub architectures: Option<Vec<String>>,
+    /// Labels by number.
+    pub id2label: Option<Map<String, Value>>,
+    /// How many labels, where they have no names.
+    pub num_labels: Option<usize>,
+    /// The id of the padding token.
+    pub pad_token_id: Option<usize>,
+    /// The id of the token that ends a text.
+    pub eos_token_id: Option<Value>,
+}
+
+impl Common {
+    /// How many labels a classifier has: two unless it is said.
+    pub fn n_labels(&self) -> usize {
+        let named = self.id2label.as_ref().map(Map::len);
+        self.num_labels.or(named).unwrap_or(2)
+    }
+
+    /// The id of the token that ends a text, the first if there are several.
+    pub fn end_id(&self) -> Option<usize> {
+        let id = match self.eos_token_id.as_ref()? {
+            Value::Array(ids) => ids.first()?.as_u64(),
+            id => id.as_u64(),
+        };
+        usize::try_from(id?).ok()
+    }
+}
+
+/// A model that can be built, loaded and saved: the component tree, and how its configuration and its
+/// parameters are written.
+#[derive(Clone, Debug)]
+pub struct Architecture {
+    /// The components.
+    pub transformer: TransformerConfig,
+    /// The names of its parameters on disk.
+    pub names: Names,
+    /// The contents of `config.json`.
+    pub json: Map<String, Value>,
+}
+
+/// The `model_type` of a component tree without a family.
+pub const OWN_MODEL_TYPE: &str = "burn-zoo";
+
+impl From<TransformerConfig> for Architecture {
+    /// A tree of no family, written as it is.
+    fn from(transformer: TransformerConfig) -> Self {
+        let tree = serde_json::to_value(&transformer).expect("a configuration is plain data");
+        let json = [
+            ("model_type".to_owned(), OWN_MODEL_TYPE.into()),
+            ("transformer".to_owned(), tree),
+        ];
+        Self {
+            transformer,
+            names: Names::new(),
+            json: json.into_iter().collect(),
+        }
+    }
+}
+
+impl Architecture {
+    /// Reads the contents of a `config.json`, of one of the registered families or of the zoo's own
+    /// component trees.
+    ///
+    /// # Errors
+    ///
+    /// When a field is missing, unknown to the zoo, or does not fit, with its name.
+    pub fn from_json(json: Map<String, Value>) -> Result<Self, ConfigError> {
+        let model_type = match json.get("model_type") {
+            Some(Value::String(model_type)) => model_type.clone(),
+            _ => return Err(ConfigError::new("model_type", "is missing")),
+        };
+        let architecture = if model_type == OWN_MODEL_TYPE {
+            let tree = json.get("transformer").cloned().unwrap_or_default();
+            let transformer = parse(tree).map_err(|error| error.within("transformer"))?;
+            Self {
+                transformer,
+                names: Names::new(),
+                json,
+            }
+        } else {
+            let family = find(&model_type).ok_or_else(|| unknown(&model_type))?;
+            let (transformer, names) = (family.build)(&json)?;
+            Self {
+                transformer,
+                names,
+                json,
+            }
+        };
+        architecture.transformer.validate()?;
+        Ok(architecture)
+    }
+
+    /// The same for a model that is yet to be trained: the class is the family's own where none is
+    /// named, and so `config.json` will name it; and of a family's fields none may be misspelt.
+    ///
+    /// # Errors
+    ///
+    /// As [`from_json`](Self::from_json), and for fields that the family does not have.
+    pub fn for_training(mut json: Map<String, Value>) -> Result<Self, ConfigError> {
+        if let Some(Value::String(model_type)) = json.get("model_type")
+            && let Some(family) = find(model_type)
+        {
+            family.check_fields(&json)?;
+            json.entry("architectures")
+                .or_insert_with(|| vec![family.class].into());
+        }
+        Self::from_json(json)
+    }
+}
+
+fn unknown(model_type: &str) -> ConfigError {
+    let mut known: Vec<&str> = families().iter().map(|family| family.model_type).collect();
+    known.push(OWN_MODEL_TYPE);
+    ConfigError::new(
+        "model_type",
+        format!("unknown variant `{model_type}`, expected one of {}", known.join(", ")),
+    )
+}
+
+/// Reads a value, naming the field that does not fit.
+pub fn parse<T: DeserializeOwned>(value: Value) -> Result<T, ConfigError> {
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        ConfigError::new(error.path().to_string(), error.inner().to_string())
+    })
+}
+
+/// The non-linearity that the `transformers` library calls so.
+pub fn activation(field: &str, name: &str) -> Result<Activation, ConfigError> {
+    Ok(match name {
+        "relu" => Activation::Relu,
+        "gelu" => Activation::Gelu,
+        "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" | "gelu_accurate" => Activation::GeluTanh,
+        "silu" | "swish" => Activation::Silu,
+        "tanh" => Activation::Tanh,
+        _ => {
+            let problem = format!(
+                "unknown activation `{name}`: use relu, gelu, gelu_new, gelu_pytorch_tanh, silu or \
+                 tanh"
+            );
+            return Err(ConfigError::new(field, problem));
+        }
+    })
+}
+
+/// A size that was published.
+#[derive(Clone, Debug)]
+pub struct Preset {
+    /// What it is called, such as `bloom-176b`.
+    pub name: &'static str,
+    /// How many parameters its authors say it has.
+    pub published_parameters: Option<u64>,
+    /// Why the count differs, or what is a reconstruction.
+    pub note: Option<&'static str>,
+    /// The contents of `config.json`.
+    pub json: Map<String, Value>,
+}
+
+impl Preset {
+    /// A size of a family, as its configuration.
+    pub fn new<C: FamilyConfig>(name: &'static str, published: u64, config: &C) -> Self {
+        let json = match serde_json::to_value(config) {
+            Ok(Value::Object(json)) => json,
+            _ => Map::new(),
+        };
+        let header = [
+            ("model_type".to_owned(), C::MODEL_TYPE.into()),
+            ("architectures".to_owned(), vec![C::CLASS].into()),
+        ];
+        Self {
+            name,
+            published_parameters: Some(published),
+            note: None,
+            json: header.into_iter().chain(json).collect(),
+        }
+    }
+
+    /// The same with a remark on its count or its source.
+    pub fn note(mut self, note: &'static str) -> Self {
+        self.note = Some(note);
+        self
+    }
+
+    /// The model.
+    pub fn architecture(&self) -> Result<Architecture, ConfigError> {
+        Architecture::from_json(self.json.clone())
+    }
+}
+
+/// The configuration of a family, with the fields of its `config.json`.
+pub trait FamilyConfig: Serialize + DeserializeOwned {
+    /// `model_type` in `config.json`.
+    const MODEL_TYPE: &'static str;
+    /// What people call it.
+    const NAME: &'static str;
+    /// The class of a model as it is pre-trained.
+    const CLASS: &'static str;
+
+    /// The components and the names for a task.
+    fn build(
+        &self,
+        task: Task,
+        common: &Common,
+    ) -> Result<(TransformerConfig, Names), ConfigError>;
+
+    /// The sizes that were published.
+    fn presets() -> Vec<Preset> {
+        Vec::new()
+    }
+}
+
+type Build = fn(&Map<String, Value>) -> Result<(TransformerConfig, Names), ConfigError>;
+
+/// A family, whatever the type of its configuration.
+#[derive(Clone, Copy)]
+pub struct Family {
+    /// `model_type` in `config.json`.
+    pub model_type: &'static str,
+    /// What people call it.
+    pub name: &'static str,
+    /// The class of a model as it is pre-trained.
+    pub class: &'static str,
+    build: Build,
+    fields: fn() -> Vec<String>,
+    presets: fn() -> Vec<Preset>,
+}
+
+impl Family {
+    /// The family of a configuration.
+    pub const fn of<C: FamilyConfig>() -> Self {
+        Self {
+            model_type: C::MODEL_TYPE,
+            name: C::NAME,
+            class: C::CLASS,
+            build: |json| {
+                let value = Value::Object(json.clone());
+                let common: Common = parse(value.clone())?;
+                let class = common.architectures.as_ref().and_then(|names| names.first());
+                let task = Task::from_class(class.map_or(C::CLASS, String::as_str))?;
+                parse::<C>(value)?.build(task, &common)
+            },
+            fields: || {
+                let empty = Value::Object(Map::new());
+                match parse::<C>(empty).map(|config| serde_json::to_value(config)) {
+                    Ok(Ok(Value::Object(fields))) => fields.keys().cloned().collect(),
+                    _ => Vec::new(),
+                }
+            },
+            presets: C::presets,
+        }
+    }
+
+    /// Refuses fields that are neither the family's nor every family's.
+    fn check_fields(&self, json: &Map<String, Value>) -> Result<(), ConfigError> {
+        const EVERYWHERE: [&str; 10] = [
+            "model_type",
+            "architectures",
+            "id2label",
+            "num_labels",
+            "pad_token_id",
+            "eos_token_id",
+            "rope_theta",
+            "rope_scaling",
+            "rope_parameters",
+            "partial_rotary_factor",
+        ];
+        let known = (self.fields)();
+        let is_known = |field: &String| {
+            EVERYWHERE.contains(&field.as_str()) || known.contains(field)
+        };
+        // A configuration without defaults cannot be asked for its fields; it checks them itself.
+        match json.keys().find(|field| !known.is_empty() && !is_known(field)) {
+            None => Ok(()),
+            Some(field) => {
+                let problem = format!("is no field of {}: {}", self.name, known.join(", "));
+                Err(ConfigError::new(field, problem))
+            }
+        }
+    }
+
+    /// The sizes that were published.
+    pub fn presets(&self) -> Vec<Preset> {
+        (self.presets)()
+    }
+}
+
+static FAMILIES: LazyLock<RwLock<Vec<Family>>> =
+    LazyLock::new(|| RwLock::new(crate::families::all()));
+
+/// Adds a family for the whole process: models of its `model_type` then load, save, train and are
+/// listed like the zoo's own. One of the same `model_type` takes its place.
+pub fn register(family: Family) {
+    let mut families = FAMILIES.write().unwrap_or_else(PoisonError::into_inner);
+    families.retain(|known| known.model_type != family.model_type);
+    families.push(family);
+}
+
+/// All families.
+pub fn families() -> Vec<Family> {
+    FAMILIES
+        .read()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone()
+}
+
+/// The family with a `model_type`.
+pub fn find(model_type: &str) -> Option<Family> {
+    families()
+        .into_iter()
+        .find(|family| family.model_type == model_type)
+}
+
+/// The preset with a name, and its family.
+pub fn find_preset(name: &str) -> Option<(Family, Preset)> {
+    families().into_iter().find_map(|family| {
+        let mut presets = family.presets().into_iter();
+        presets
+            .find(|preset| preset.name == name)
+            .map(|preset| (family, preset))
+    })
+}

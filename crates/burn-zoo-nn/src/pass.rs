@@ -1,0 +1,155 @@
+//! What the layers of one forward pass share.
+
+use burn::tensor::{Bool, Device, Int, Tensor};
+
+use crate::{
+    attention::AttentionPattern,
+    bias,
+    mixture::Routing,
+    rotary::{RotaryConfig, RotaryTable},
+};
+
+/// Added to the scores of hidden keys. Finite, for shaders without infinities, and in the range of
+/// 16-bit floats.
+const HIDDEN: f32 = -3.0e4;
+
+/// One forward pass through a stack: where it stands in the sequence, which tokens are real, and
+/// tables that several layers need and that are made once.
+///
+/// `Pass::default()` is a pass over whole sequences without padding.
+#[derive(Default)]
+pub struct Pass {
+    /// How many positions are cached before the input.
+    pub start: usize,
+    /// Which tokens are real, cached ones included, `[batch, start + seq]`. All when none.
+    pub visible: Option<Tensor<2, Bool>>,
+    /// How many tokens of each sequence are visible to all of its tokens, `[batch]`, for
+    /// [`AttentionPattern::Prefix`]. None of them when none.
+    pub prefix_lengths: Option<Tensor<1, Int>>,
+    /// What cross-attention reads.
+    pub memory: Option<Memory>,
+    /// The probabilities of each self-attention layer, `[batch, n_heads, seq, start + seq]`, collected
+    /// when there is a list to put them in.
+    pub attention_maps: Option<Vec<Tensor<4>>>,
+    /// The relative bias of the stack, `[1, n_heads, seq, start + seq]`.
+    pub(crate) relative: Option<Tensor<4>>,
+    /// What each mixture of experts decided, in the order of the layers.
+    pub routing: Vec<Routing>,
+    pub(crate) biases: Vec<(BiasKey, Option<Tensor<4>>)>,
+    pub(crate) tables: Vec<(RotaryConfig, RotaryTable)>,
+}
+
+/// The output of an encoder, read by cross-attention.
+#[derive(Clone, Debug)]
+pub struct Memory {
+    /// `[batch, seq, d_model]`.
+    pub hidden: Tensor<3>,
+    /// Which tokens are real, `[batch, seq]`. All when none.
+    pub visible: Option<Tensor<2, Bool>>,
+}
+
+impl Memory {
+    /// What is added to scores of cross-attention, `[batch, 1, 1, seq]`.
+    pub(crate) fn bias(&self) -> Option<Tensor<4>> {
+        self.visible.clone().map(|visible| {
+            let [batch, seq] = visible.dims();
+            hide(visible.reshape([batch, 1, 1, seq]))
+        })
+    }
+}
+
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) struct BiasKey {
+    has_prefix: bool,
+    alibi_heads: Option<usize>,
+}
+
+impl Pass {
+    /// What is added to the scores of a self-attention layer, `[batch or 1, n_heads or 1, seq or 1,
+    /// start + seq]`.
+    pub(crate) fn bias(
+        &mut self,
+        pattern: AttentionPattern,
+        alibi_heads: Option<usize>,
+        seq: usize,
+        device: &Device,
+    ) -> Option<Tensor<4>> {
+        let key = BiasKey {
+            has_prefix: pattern == AttentionPattern::Prefix,
+            alibi_heads,
+        };
+        if let Some((_, bias)) = self.biases.iter().find(|(known, _)| *known == key) {
+            return bias.clone();
+        }
+        let bias = self.compose_bias(key, seq, device);
+        self.biases.push((key, bias.clone()));
+        bias
+    }
+
+    fn compose_bias(&self, key: BiasKey, seq: usize, device: &Device) -> Option<Tensor<4>> {
+        let end = self.start + seq;
+        let alibi = key
+            .alibi_heads
+            .map(|n_heads| bias::alibi(n_heads, seq, end, device));
+        let prefix = key.has_prefix.then(|| hide(self.prefix(seq, device)));
+        let padding = self.visible.clone().map(|visible| {
+            let [batch, keys] = visible.dims();
+            assert_eq!(
+                keys, end,
+                "attention: the mask of visible tokens must cover the cached and the new ones"
+            );
+            hide(visible.reshape([batch, 1, 1, keys]))
+        });
+        [self.relative.clone(), alibi, prefix, padding]
+            .into_iter()
+            .flatten()
+            .reduce(|sum, bias| sum + bias)
+    }
+
+    /// Which keys are visible: those before a query, and those of the prefix. `[batch, 1, seq, keys]`.
+    fn prefix(&self, seq: usize, device: &Device) -> Tensor<4, Bool> {
+        let end = self.start + seq;
+        let index = |range: std::ops::Range<usize>| {
+            Tensor::<1, Int>::arange(range.start as i64..range.end as i64, device)
+        };
+        let keys = index(0..end).reshape([1, 1, 1, end]);
+        let queries = index(self.start..end).reshape([1, 1, seq, 1]);
+        let causal = keys.clone().expand([1, 1, seq, end]).lower_equal(queries.expand([1, 1, seq, end]));
+        match self.prefix_lengths.clone() {
+            None => causal,
+            Some(lengths) => {
+                let [batch] = lengths.dims();
+                let shape = [batch, 1, seq, end];
+                let lengths = lengths.reshape([batch, 1, 1, 1]).expand(shape);
+                let in_prefix = keys.expand(shape).lower(lengths);
+                causal.expand(shape).bool_or(in_prefix)
+            }
+        }
+    }
+
+    /// The rotations of the input's positions.
+    pub(crate) fn rotary(
+        &mut self,
+        config: &RotaryConfig,
+        seq: usize,
+        device: &Device,
+    ) -> RotaryTable {
+        if let Some((_, table)) = self.tables.iter().find(|(known, _)| known == config) {
+            return table.clone();
+        }
+        let table = config.table(self.start, self.start + seq, device);
+        self.tables.push((config.clone(), table.clone()));
+        table
+    }
+
+    /// The sum of the routers' auxiliary losses, `[1]`, if there are any.
+    pub fn auxiliary_loss(&self) -> Option<Tensor<1>> {
+        let losses = self.routing.iter().map(Routing::auxiliary_loss);
+        losses.reduce(|sum, loss| sum + loss)
+    }
+}
+
+/// Zero for what is visible, [`HIDDEN`] for the rest.
+fn hide(visible: Tensor<4, Bool>) -> Tensor<4> {
+    visible.bool_not().float() * HIDDEN
+}
