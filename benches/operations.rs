@@ -7,7 +7,7 @@
 mod common;
 
 use burn::tensor::{Device, Distribution, Tensor, activation::softmax};
-use burn_zoo::ops::{AttentionMask, NormKind, attention, normalize};
+use burn_zoo::ops::{AttentionMask, NormKind, Scoring, attention, normalize};
 use criterion::{
     BenchmarkGroup, Criterion, criterion_group, criterion_main, measurement::WallTime,
 };
@@ -68,7 +68,8 @@ fn operations(criterion: &mut Criterion) {
                 query.clone(),
                 key.clone(),
                 value.clone(),
-                AttentionMask::Causal,
+                None,
+                Scoring::scaled(AttentionMask::Causal, HEAD_DIM),
             )
         });
         time(&mut group, "composed", &device, || {

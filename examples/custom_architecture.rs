@@ -19,11 +19,12 @@ use burn_zoo::{
     },
     nn::{
         LanguageModel,
-        attention::{AttentionConfig, MultiHeadAttention},
+        attention::{AttentionBias, AttentionConfig, MultiHeadAttention},
         embedding::{Embedding, EmbeddingConfig, PositionConfig},
         feed_forward::{Activation, FeedForward, FeedForwardConfig},
         init,
         norm::{Norm, NormConfig},
+        pass::Pass,
     },
     train::{
         optimizer::OptimizerConfig,
@@ -52,7 +53,7 @@ impl GatedBlock {
         Self {
             norms: [(); 2].map(|()| NormConfig::rms().init(d_model, device)),
             mix: init::constant([d_model], 0.0, device),
-            attention: attention.with_bias(false).init(device),
+            attention: attention.with_bias(AttentionBias::all(false)).init(device),
             gate: init::linear(d_model, d_model, true, 0.02, device),
             feed_forward: feed_forward.with_activation(Activation::Silu).init(device),
         }
@@ -63,7 +64,7 @@ impl GatedBlock {
         let h = self.norms[0].forward(x.clone());
         let h = h.clone() + (predecessor(h.clone()) - h) * self.mix.val().unsqueeze();
         let gate = sigmoid(self.gate.forward(h.clone()));
-        let x = x + gate * self.attention.forward(h, None);
+        let x = x + gate * self.attention.forward(h, &mut Pass::default(), None);
         x.clone() + self.feed_forward.forward(self.norms[1].forward(x))
     }
 }
@@ -100,7 +101,7 @@ impl GatedTransformer {
 
 impl LanguageModel for GatedTransformer {
     fn forward(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
-        let x = self.embedding.forward(tokens, 0);
+        let x = self.embedding.forward(&tokens.into(), 0);
         let x = self.blocks.iter().fold(x, |x, block| block.forward(x));
         module::linear(
             self.norm.forward(x),

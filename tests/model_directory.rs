@@ -21,13 +21,13 @@ fn config() -> TransformerConfig {
         BlockConfig::gpt2(8, 2),
         BlockConfig::gpt2(8, 4).with_norm(NormConfig::rms()),
     ];
-    TransformerConfig::new(11, 8, 6, blocks).with_head(HeadConfig::Untied { bias: true })
+    TransformerConfig::new(11, 8, 6, blocks).with_head(HeadConfig::untied(true))
 }
 
 fn saved(device: &Device) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     init::seed(1);
-    directory::save(&config().init(device), &config(), folder.path()).unwrap();
+    directory::save(&config().init(device), &config().into(), folder.path()).unwrap();
     folder
 }
 
@@ -109,14 +109,19 @@ fn truncated_weights_are_refused() {
 fn weights_of_another_shape_are_refused_by_name() {
     let folder = saved(&processor());
     let other = TransformerConfig::new(12, 8, 6, vec![BlockConfig::gpt2(8, 2)]);
-    directory::save(&other.init(&processor()), &other, folder.path()).unwrap();
+    directory::save(
+        &other.init(&processor()),
+        &other.clone().into(),
+        folder.path(),
+    )
+    .unwrap();
     let json = serde_json::json!({ "model_type": "burn-zoo", "transformer": config() });
     fs::write(folder.path().join(CONFIG), json.to_string()).unwrap();
     let refusal = refusal(folder.path());
     for expected in [
         "`embedding.token` has shape [12, 8], expected [11, 8]",
-        "`blocks.1.attention.query.weight` is missing",
-        "`head.weight` is missing",
+        "`stack.blocks.1.attention.query.weight` is missing",
+        "`head.projection.weight` is missing",
     ] {
         assert!(refusal.contains(expected), "{refusal}");
     }

@@ -4,7 +4,7 @@
 mod common;
 
 use burn::tensor::{Device, Tensor, activation};
-use burn_zoo::ops::{AttentionMask, NormKind, attention, normalize};
+use burn_zoo::ops::{AttentionMask, NormKind, Scoring, attention, exact_gelu, normalize};
 use common::{assert_close, data, devices, normal, processor, values};
 use proptest::prelude::*;
 
@@ -24,6 +24,20 @@ impl Sizes {
     fn query(&self) -> [usize; 4] {
         let n_heads = self.n_kv_heads * self.group;
         [self.batch, n_heads, self.seq_q, self.head_dim]
+    }
+
+    fn scoring(&self) -> Scoring {
+        Scoring::scaled(self.mask, self.head_dim)
+    }
+
+    /// Whether the mask hides a key from a query.
+    fn hides(&self, query: usize, key: usize) -> bool {
+        let position = self.seq_k - self.seq_q + query;
+        match self.mask {
+            AttentionMask::Full => false,
+            AttentionMask::Causal => key > position,
+            AttentionMask::Banded { window } => key > position || key + window <= position,
+        }
     }
 
     fn key(&self) -> [usize; 4] {
@@ -59,12 +73,11 @@ fn reference_attention(sizes: Sizes, query: &[f64], key: &[f64], value: &[f64]) 
     for head in 0..sizes.batch * sizes.n_kv_heads * group {
         for position in 0..seq_q {
             let q = row(query, head, seq_q, position);
-            let visible = match sizes.mask {
-                AttentionMask::Full => seq_k,
-                AttentionMask::Causal => seq_k - seq_q + position + 1,
-            };
-            let scores: Vec<f64> = (0..visible)
+            let scores: Vec<f64> = (0..seq_k)
                 .map(|j| {
+                    if sizes.hides(position, j) {
+                        return 0.0;
+                    }
                     let k = row(key, head / group, seq_k, j);
                     let dot: f64 = q.iter().zip(&k).map(|(q, k)| q * k).sum();
                     (dot / (head_dim as f64).sqrt()).exp()
@@ -98,9 +111,7 @@ fn composed_attention(
     let hidden: Vec<f64> = (0..sizes.seq_q * sizes.seq_k)
         .map(|index| {
             let (position, j) = (index / sizes.seq_k, index % sizes.seq_k);
-            let is_hidden =
-                sizes.mask == AttentionMask::Causal && j > sizes.seq_k - sizes.seq_q + position;
-            if is_hidden { -1e9 } else { 0.0 }
+            if sizes.hides(position, j) { -1e9 } else { 0.0 }
         })
         .collect();
     let bias = Tensor::<2>::from_data(data(&hidden, [sizes.seq_q, sizes.seq_k]), &scores.device());
@@ -157,7 +168,8 @@ fn check_attention(sizes: Sizes, device: &Device, name: &str) {
         tensor(&query, sizes.query()),
         tensor(&key, sizes.key()),
         tensor(&value, sizes.key()),
-        sizes.mask,
+        None,
+        sizes.scoring(),
     );
     assert_close(
         &values(plain),
@@ -166,7 +178,9 @@ fn check_attention(sizes: Sizes, device: &Device, name: &str) {
         &format!("{what}, inference"),
     );
 
-    let ours = with_gradients(sizes, device, |q, k, v| attention(q, k, v, sizes.mask));
+    let ours = with_gradients(sizes, device, |q, k, v| {
+        attention(q, k, v, None, sizes.scoring())
+    });
     let composed = with_gradients(sizes, device, |q, k, v| composed_attention(sizes, q, k, v));
     let by_query = |q: &[f64]| dot(&reference_attention(sizes, q, &key, &value), &weights);
     let by_key = |k: &[f64]| dot(&reference_attention(sizes, &query, k, &value), &weights);
@@ -306,10 +320,16 @@ fn attention_reads_any_layout() {
     };
     for found in devices() {
         let rows = with_gradients(sizes, &found.device, |q, k, v| {
-            attention(q, k, v, sizes.mask)
+            attention(q, k, v, None, sizes.scoring())
         });
         let columns = with_gradients(sizes, &found.device, |q, k, v| {
-            let output = attention(by_columns(q), by_columns(k), by_columns(v), sizes.mask);
+            let output = attention(
+                by_columns(q),
+                by_columns(k),
+                by_columns(v),
+                None,
+                sizes.scoring(),
+            );
             by_columns(output)
         });
         for (columns, rows) in columns.iter().zip(&rows) {
@@ -419,7 +439,8 @@ fn gradients_skip_what_is_not_tracked() {
             query.clone(),
             key.clone(),
             value.clone(),
-            AttentionMask::Causal,
+            None,
+            Scoring::scaled(AttentionMask::Causal, 4),
         );
         let grads = output.sum().backward();
         assert!(value.grad(&grads).is_some(), "{}", found.name);
@@ -428,6 +449,108 @@ fn gradients_skip_what_is_not_tracked() {
             "{}",
             found.name
         );
+    }
+}
+
+/// A learned bias of any broadcast shape: output and gradient against the same from tracked operations.
+fn check_bias(sizes: Sizes, shape: [usize; 4], device: &Device, name: &str) {
+    let device = device.clone().autodiff();
+    let [query, key, value, weights] = sizes.inputs();
+    let tensor = |values: &[f64], shape| Tensor::<4>::from_data(data(values, shape), &device);
+    let run = |ours: bool| {
+        let bias = tensor(&normal(5, shape.iter().product()), shape).require_grad();
+        let query = tensor(&query, sizes.query()).require_grad();
+        let (key, value) = (tensor(&key, sizes.key()), tensor(&value, sizes.key()));
+        let output = match ours {
+            true => attention(
+                query.clone(),
+                key,
+                value,
+                Some(bias.clone()),
+                sizes.scoring(),
+            ),
+            false => {
+                let repeat = |tensor: Tensor<4>| {
+                    let heads = (0..sizes.n_kv_heads * sizes.group)
+                        .map(|head| tensor.clone().narrow(1, head / sizes.group, 1));
+                    Tensor::cat(heads.collect(), 1)
+                };
+                let scores = query.clone().matmul(repeat(key).transpose());
+                let scores = scores / (sizes.head_dim as f64).sqrt() + bias.clone();
+                let mask: Vec<f64> = (0..sizes.seq_q * sizes.seq_k)
+                    .map(|i| sizes.hides(i / sizes.seq_k, i % sizes.seq_k))
+                    .map(|is_hidden| if is_hidden { -1e9 } else { 0.0 })
+                    .collect();
+                let mask = tensor(&mask, [1, 1, sizes.seq_q, sizes.seq_k]);
+                activation::softmax(scores + mask, 3).matmul(repeat(value))
+            }
+        };
+        let grads = (output.clone() * tensor(&weights, sizes.query()))
+            .sum()
+            .backward();
+        let grad = |tensor: Tensor<4>| values(tensor.grad(&grads).expect("it takes part"));
+        [values(output.inner()), grad(query), grad(bias)]
+    };
+    for (ours, composed) in run(true).iter().zip(run(false)) {
+        assert_close(
+            ours,
+            &composed,
+            2e-5,
+            &format!("{name}, {sizes:?}, bias {shape:?}"),
+        );
+    }
+}
+
+#[test]
+fn a_learned_bias_is_added_and_has_its_gradient() {
+    for found in devices() {
+        for (group, mask) in [(1, AttentionMask::Full), (2, AttentionMask::Causal)] {
+            let sizes = Sizes {
+                batch: 2,
+                n_kv_heads: 3,
+                group,
+                seq_q: 4,
+                seq_k: 5,
+                head_dim: 6,
+                mask,
+            };
+            let n_heads = 3 * group;
+            for shape in [
+                [2, n_heads, 4, 5],
+                [1, n_heads, 4, 5],
+                [2, 1, 1, 5],
+                [1, 1, 4, 5],
+            ] {
+                check_bias(sizes, shape, &found.device, &found.name);
+            }
+        }
+    }
+}
+
+/// `x Φ(x)` has the slope `Φ(x) + x φ(x)`; `Φ` by Simpson's rule from the density.
+#[test]
+fn the_gradient_of_gelu_is_exact() {
+    let x: Vec<f64> = (-40..=40).map(|i| f64::from(i) / 10.0).collect();
+    let density = |t: f64| (-t * t / 2.0).exp() / std::f64::consts::TAU.sqrt();
+    let distribution = |x: f64| {
+        let (n, h) = (200, x / 200.0);
+        let weight = |i: i32| match i {
+            0 | 200 => 1.0,
+            i => f64::from(2 + 2 * (i % 2)),
+        };
+        let sum: f64 = (0..=n).map(|i| weight(i) * density(f64::from(i) * h)).sum();
+        0.5 + sum * h / 3.0
+    };
+    let expected: Vec<f64> = x
+        .iter()
+        .map(|&x| distribution(x) + x * density(x))
+        .collect();
+    for found in devices() {
+        let device = found.device.clone().autodiff();
+        let input = Tensor::<1>::from_data(data(&x, [x.len()]), &device).require_grad();
+        let grads = exact_gelu(input.clone()).sum().backward();
+        let found_gradient = values(input.grad(&grads).unwrap());
+        assert_close(&found_gradient, &expected, 1e-5, &found.name);
     }
 }
 
@@ -442,9 +565,12 @@ proptest! {
         seq_q in 1usize..6,
         past in 0usize..5,
         head_dim in 1usize..7,
-        causal: bool,
+        mask in prop_oneof![
+            Just(AttentionMask::Full),
+            Just(AttentionMask::Causal),
+            (1usize..5).prop_map(|window| AttentionMask::Banded { window }),
+        ],
     ) {
-        let mask = if causal { AttentionMask::Causal } else { AttentionMask::Full };
         let seq_k = seq_q + past;
         let sizes = Sizes { batch, n_kv_heads, group, seq_q, seq_k, head_dim, mask };
         check_attention(sizes, &processor(), "flex");

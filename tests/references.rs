@@ -93,7 +93,10 @@ fn check(case: &Path, device: &Device, tolerance: f32) -> Result<(f32, f32), Str
     let model = model.map_err(|error| error.to_string())?;
     let counted = architecture.transformer.n_parameters();
     if counted != model.num_params() {
-        return Err(format!("{counted} parameters counted of {}", model.num_params()));
+        return Err(format!(
+            "{counted} parameters counted of {}",
+            model.num_params()
+        ));
     }
     let text = fs::read_to_string(case.join("input.json")).unwrap();
     let input: InputFile = serde_json::from_str(&text).unwrap();
@@ -124,7 +127,9 @@ fn check(case: &Path, device: &Device, tolerance: f32) -> Result<(f32, f32), Str
     {
         let (expected_shape, expected_values) = &expected[name];
         if &shape != expected_shape {
-            return Err(format!("{name} has shape {shape:?} instead of {expected_shape:?}"));
+            return Err(format!(
+                "{name} has shape {shape:?} instead of {expected_shape:?}"
+            ));
         }
         let (_, weight) = &expected[&format!("weight.{name}")];
         let read = values.clone().into_data().try_to_vec::<f32>().unwrap();
@@ -151,12 +156,16 @@ fn check(case: &Path, device: &Device, tolerance: f32) -> Result<(f32, f32), Str
         let Some((_, (_, values))) = found.iter().find(|(found, _)| stripped(found)) else {
             return Err(format!("no gradient of {name}"));
         };
-        let scale = expected.iter().fold(0f32, |max, value| max.max(value.abs()));
+        let scale = expected
+            .iter()
+            .fold(0f32, |max, value| max.max(value.abs()));
         let ones = vec![1.0; expected.len()];
         // Some gradients are zero but for rounding: keys' biases shift all scores of a query.
         let relative = difference(values, expected, &ones) / scale.max(1e-2);
         if relative.is_nan() || relative > 1e-3 {
-            return Err(format!("the gradient of {name} differs by {relative} of {scale}"));
+            return Err(format!(
+                "the gradient of {name} differs by {relative} of {scale}"
+            ));
         }
         worst_gradient = worst_gradient.max(relative);
     }
@@ -170,7 +179,9 @@ fn check(case: &Path, device: &Device, tolerance: f32) -> Result<(f32, f32), Str
             )
         });
         if !is_known && values.iter().any(|value| value.abs() > 1e-4) {
-            return Err(format!("{name} has a gradient that the reference does not have"));
+            return Err(format!(
+                "{name} has a gradient that the reference does not have"
+            ));
         }
     }
     Ok((worst, worst_gradient))

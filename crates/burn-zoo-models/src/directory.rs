@@ -55,11 +55,12 @@ pub fn save(
     })?;
     weights::save(model, &architecture.names, &directory.join(WEIGHTS))?;
     let path = directory.join(CONFIG);
-    let json =
-        serde_json::to_string_pretty(&architecture.json).map_err(|error| DirectoryError::Config {
+    let json = serde_json::to_string_pretty(&architecture.json).map_err(|error| {
+        DirectoryError::Config {
             path: path.clone(),
             problem: error.to_string(),
-        })?;
+        }
+    })?;
     files::replace_with(&path, json).map_err(|source| DirectoryError::Io { path, source })
 }
 

@@ -186,15 +186,17 @@ fn unknown(model_type: &str) -> ConfigError {
     known.push(OWN_MODEL_TYPE);
     ConfigError::new(
         "model_type",
-        format!("unknown variant `{model_type}`, expected one of {}", known.join(", ")),
+        format!(
+            "unknown variant `{model_type}`, expected one of {}",
+            known.join(", ")
+        ),
     )
 }
 
 /// Reads a value, naming the field that does not fit.
 pub fn parse<T: DeserializeOwned>(value: Value) -> Result<T, ConfigError> {
-    serde_path_to_error::deserialize(value).map_err(|error| {
-        ConfigError::new(error.path().to_string(), error.inner().to_string())
-    })
+    serde_path_to_error::deserialize(value)
+        .map_err(|error| ConfigError::new(error.path().to_string(), error.inner().to_string()))
 }
 
 /// The non-linearity that the `transformers` library calls so.
@@ -269,11 +271,8 @@ pub trait FamilyConfig: Serialize + DeserializeOwned {
     const CLASS: &'static str;
 
     /// The components and the names for a task.
-    fn build(
-        &self,
-        task: Task,
-        common: &Common,
-    ) -> Result<(TransformerConfig, Names), ConfigError>;
+    fn build(&self, task: Task, common: &Common)
+    -> Result<(TransformerConfig, Names), ConfigError>;
 
     /// The sizes that were published.
     fn presets() -> Vec<Preset> {
@@ -307,7 +306,10 @@ impl Family {
             build: |json| {
                 let value = Value::Object(json.clone());
                 let common: Common = parse(value.clone())?;
-                let class = common.architectures.as_ref().and_then(|names| names.first());
+                let class = common
+                    .architectures
+                    .as_ref()
+                    .and_then(|names| names.first());
                 let task = Task::from_class(class.map_or(C::CLASS, String::as_str))?;
                 parse::<C>(value)?.build(task, &common)
             },
@@ -337,11 +339,13 @@ impl Family {
             "partial_rotary_factor",
         ];
         let known = (self.fields)();
-        let is_known = |field: &String| {
-            EVERYWHERE.contains(&field.as_str()) || known.contains(field)
-        };
+        let is_known =
+            |field: &String| EVERYWHERE.contains(&field.as_str()) || known.contains(field);
         // A configuration without defaults cannot be asked for its fields; it checks them itself.
-        match json.keys().find(|field| !known.is_empty() && !is_known(field)) {
+        match json
+            .keys()
+            .find(|field| !known.is_empty() && !is_known(field))
+        {
             None => Ok(()),
             Some(field) => {
                 let problem = format!("is no field of {}: {}", self.name, known.join(", "));

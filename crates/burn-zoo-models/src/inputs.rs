@@ -46,7 +46,9 @@ fn matrix(
             );
             return Err(ConfigError::new(field, problem));
         }
-        let outside = row.iter().find(|&&value| value < 0 || value >= limit as i64);
+        let outside = row
+            .iter()
+            .find(|&&value| value < 0 || value >= limit as i64);
         if let Some(value) = outside {
             let problem = format!("must be at least 0 and below {limit}, got {value}");
             return Err(ConfigError::new(field, problem));

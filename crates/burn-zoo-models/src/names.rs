@@ -199,8 +199,13 @@ impl Names {
             ..layout
         };
         let name = |module: &str, parameter: &str| format!("{module}.{parameter}");
-        self.row(name(ours, "weight"), name(theirs, "weight"), layout, is_base)
-            .row(name(ours, "bias"), name(theirs, "bias"), bias, is_base)
+        self.row(
+            name(ours, "weight"),
+            name(theirs, "weight"),
+            layout,
+            is_base,
+        )
+        .row(name(ours, "bias"), name(theirs, "bias"), bias, is_base)
     }
 
     /// Weight and bias of a norm of the base model.

@@ -287,7 +287,9 @@ fn checkpoint_files(directory: &Path) -> Result<Vec<PathBuf>, WeightsError> {
         .iter()
         .find(|name| Path::new(name).file_name() != Some(name.as_ref()))
     {
-        return Err(broken(format!("`{name}` is not the name of a file beside it")));
+        return Err(broken(format!(
+            "`{name}` is not the name of a file beside it"
+        )));
     }
     Ok(files.into_iter().map(|name| directory.join(name)).collect())
 }
@@ -328,7 +330,8 @@ impl MappedFile {
             // read again.
             let result = unsafe {
                 let advice = memmap2::UncheckedAdvice::DontNeed;
-                self.bytes.unchecked_advise_range(advice, offset, data.len())
+                self.bytes
+                    .unchecked_advise_range(advice, offset, data.len())
             };
             if let Err(error) = result {
                 tracing::debug!("{}: {error}", self.path.display());
@@ -406,7 +409,9 @@ impl Loader<'_> {
             return None;
         };
         let candidates: Vec<&String> = [&source.name].into_iter().chain(&source.others).collect();
-        let found = candidates.iter().find(|name| self.views.contains_key(**name));
+        let found = candidates
+            .iter()
+            .find(|name| self.views.contains_key(**name));
         let Some(&name) = found else {
             self.problems.push(format!("`{}` is missing", source.name));
             return None;
@@ -415,7 +420,10 @@ impl Loader<'_> {
         let (file, view) = &self.views[name];
         let expected = source.layout.shape(shape);
         if view.shape() != expected {
-            let problem = format!("`{name}` has shape {:?}, expected {expected:?}", view.shape());
+            let problem = format!(
+                "`{name}` has shape {:?}, expected {expected:?}",
+                view.shape()
+            );
             self.problems.push(problem);
             return None;
         }

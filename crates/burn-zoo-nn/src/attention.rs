@@ -160,7 +160,10 @@ impl AttentionConfig {
         self.validate()?;
         let refuse = |field, problem: &str| Err(ConfigError::new(field, problem));
         if self.pattern != AttentionPattern::Bidirectional {
-            return refuse("pattern", "must be bidirectional: the encoder has been read whole");
+            return refuse(
+                "pattern",
+                "must be bidirectional: the encoder has been read whole",
+            );
         }
         if self.rotary.is_some() || self.alibi {
             return refuse(
@@ -277,7 +280,12 @@ impl MultiHeadAttention {
     }
 
     /// What each position takes of each, `[batch, n_heads, seq_q, seq_k]`, where no mask hides any.
-    fn probabilities(&self, query: Tensor<4>, key: Tensor<4>, bias: Option<Tensor<4>>) -> Tensor<4> {
+    fn probabilities(
+        &self,
+        query: Tensor<4>,
+        key: Tensor<4>,
+        bias: Option<Tensor<4>>,
+    ) -> Tensor<4> {
         let [batch, n_heads, seq_q, head_dim] = query.dims();
         let [_, n_kv_heads, seq_k, _] = key.dims();
         let (query, scale) = self.scaled(query);
@@ -336,7 +344,10 @@ impl MultiHeadAttention {
             AttentionScale::PerHead(scales) => {
                 let data = TensorData::new(scales.clone(), [1, scales.len(), 1, 1]);
                 let data = data.convert_dtype(query.dtype());
-                (query.clone() * Tensor::from_data(data, &query.device()), 1.0)
+                (
+                    query.clone() * Tensor::from_data(data, &query.device()),
+                    1.0,
+                )
             }
         }
     }

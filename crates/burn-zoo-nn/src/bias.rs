@@ -27,10 +27,7 @@ pub fn alibi(n_heads: usize, seq_q: usize, seq_k: usize, device: &Device) -> Ten
             values.extend((0..seq_k).map(|key| (-slope * query.abs_diff(key) as f64) as f32));
         }
     }
-    Tensor::from_data(
-        TensorData::new(values, [1, n_heads, seq_q, seq_k]),
-        device,
-    )
+    Tensor::from_data(TensorData::new(values, [1, n_heads, seq_q, seq_k]), device)
 }
 
 /// Whether keys after the query have buckets of their own.
@@ -77,7 +74,10 @@ impl RelativeBiasConfig {
         require_positive("n_heads", self.n_heads)?;
         let exact = self.one_way() / 2;
         if exact == 0 {
-            let problem = format!("are too few: at least 2, or 4 for both directions, got {}", self.n_buckets);
+            let problem = format!(
+                "are too few: at least 2, or 4 for both directions, got {}",
+                self.n_buckets
+            );
             return Err(ConfigError::new("n_buckets", problem));
         }
         if self.max_distance <= exact {

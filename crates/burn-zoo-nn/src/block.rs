@@ -163,7 +163,10 @@ impl BlockConfig {
             attention: self.attention.init(device),
             attention_output_norm: is_sandwich.then(norm),
             cross_attention_norm: has_cross.then(norm),
-            cross_attention: self.cross_attention.as_ref().map(|cross| cross.init(device)),
+            cross_attention: self
+                .cross_attention
+                .as_ref()
+                .map(|cross| cross.init(device)),
             cross_attention_output_norm: (has_cross && is_sandwich).then(norm),
             feed_forward_norm: has_own_norm.then(norm),
             feed_forward: match self.mixture {

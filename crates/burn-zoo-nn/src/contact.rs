@@ -46,8 +46,8 @@ impl ContactHead {
     pub fn forward(&self, maps: Tensor<4>, tokens: Tensor<2, Int>) -> Tensor<3> {
         let [batch, n_maps, seq, _] = maps.dims();
         let is_residue = tokens.not_equal_elem(self.end_id as i64).float();
-        let pairs = is_residue.clone().reshape([batch, 1, seq, 1])
-            * is_residue.reshape([batch, 1, 1, seq]);
+        let pairs =
+            is_residue.clone().reshape([batch, 1, seq, 1]) * is_residue.reshape([batch, 1, 1, seq]);
         let residues = 1..seq - 1;
         let maps = (maps * pairs).slice([0..batch, 0..n_maps, residues.clone(), residues]);
         let maps = maps.clone() + maps.swap_dims(2, 3);

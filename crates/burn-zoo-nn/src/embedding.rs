@@ -92,7 +92,10 @@ impl EmbeddingConfig {
             require_positive(field, value)?;
         }
         if self.position == PositionConfig::Sinusoidal && !self.d_model.is_multiple_of(2) {
-            let problem = format!("must be even for sinusoidal positions, got {}", self.d_model);
+            let problem = format!(
+                "must be even for sinusoidal positions, got {}",
+                self.d_model
+            );
             return Err(ConfigError::new("d_model", problem));
         }
         if !self.scale.is_finite() {
@@ -124,9 +127,8 @@ impl EmbeddingConfig {
 
     /// An embedding with values from N(0, `init_std`²).
     pub fn init(&self, device: &Device) -> Embedding {
-        let table = |rows| {
-            (rows > 0).then(|| init::normal([rows, self.d_model], self.init_std, device))
-        };
+        let table =
+            |rows| (rows > 0).then(|| init::normal([rows, self.d_model], self.init_std, device));
         let token = init::normal([self.vocab_size, self.d_model], self.init_std, device);
         let [position, block] = self.position_rows();
         Embedding {
@@ -295,7 +297,11 @@ fn sinusoidal(start: usize, seq: usize, d_model: usize, device: &Device) -> Tens
     let value = |position: usize, channel: usize| {
         let exponent = (channel - channel % 2) as f64 / d_model as f64;
         let angle = position as f64 / 1e4f64.powf(exponent);
-        (if channel.is_multiple_of(2) { angle.sin() } else { angle.cos() }) as f32
+        (if channel.is_multiple_of(2) {
+            angle.sin()
+        } else {
+            angle.cos()
+        }) as f32
     };
     let values: Vec<f32> = (start..start + seq)
         .flat_map(|position| (0..d_model).map(move |channel| value(position, channel)))

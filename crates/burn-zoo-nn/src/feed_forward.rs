@@ -4,6 +4,7 @@ use burn::config::Config;
 use burn::module::Module;
 use burn::nn::Linear;
 use burn::tensor::{Device, Tensor, activation};
+use burn_zoo_ops::exact_gelu;
 use serde::{Deserialize, Serialize};
 
 use crate::{ConfigError, init, require_positive};
@@ -29,7 +30,7 @@ impl Activation {
     pub fn forward<const D: usize>(self, input: Tensor<D>) -> Tensor<D> {
         match self {
             Self::Relu => activation::relu(input),
-            Self::Gelu => activation::gelu(input),
+            Self::Gelu => exact_gelu(input),
             Self::GeluTanh => activation::gelu_approximate(input),
             Self::Silu => activation::silu(input),
             Self::Tanh => input.tanh(),
@@ -116,7 +117,9 @@ impl FeedForward {
     /// `[.., d_model] → [.., d_model]`.
     pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
         let inner = match &self.gate {
-            Some(gate) => self.activation.forward(gate.forward(input.clone())) * self.up.forward(input),
+            Some(gate) => {
+                self.activation.forward(gate.forward(input.clone())) * self.up.forward(input)
+            }
             None => self.activation.forward(self.up.forward(input)),
         };
         self.down.forward(inner)

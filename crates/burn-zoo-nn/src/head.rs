@@ -130,7 +130,10 @@ impl HeadConfig {
 
     /// Whether it labels the text rather than continuing it.
     pub fn classifies(&self) -> bool {
-        matches!(self, Self::Sequence { .. } | Self::Token { .. } | Self::Span)
+        matches!(
+            self,
+            Self::Sequence { .. } | Self::Token { .. } | Self::Span
+        )
     }
 
     /// Refuses heads without labels, and those that need a pooler where there is none.
@@ -141,7 +144,10 @@ impl HeadConfig {
             _ => false,
         };
         if needs_pooler && !has_pooler {
-            return Err(ConfigError::new("head", "needs the pooler: set `pooler = true`"));
+            return Err(ConfigError::new(
+                "head",
+                "needs the pooler: set `pooler = true`",
+            ));
         }
         match self {
             Self::Sequence { n_labels, .. } | Self::Token { n_labels } => {
@@ -176,7 +182,11 @@ impl HeadConfig {
                     bias,
                     ..
                 } => {
-                    let dense = if dense.is_some() { linear(d_model, true) } else { 0 };
+                    let dense = if dense.is_some() {
+                        linear(d_model, true)
+                    } else {
+                        0
+                    };
                     dense + linear(*n_labels, *bias)
                 }
             }

@@ -43,7 +43,13 @@ fn shape_only<const D: usize>(shape: [usize; D], device: &Device) -> Param<Tenso
             false => tensor,
         }
     };
-    Param::uninitialized(ParamId::new(), zeros, device.clone(), true, Shape::from(shape))
+    Param::uninitialized(
+        ParamId::new(),
+        zeros,
+        device.clone(),
+        true,
+        Shape::from(shape),
+    )
 }
 
 /// Restarts this thread's generator: modules initialised after it are a function of `seed`.

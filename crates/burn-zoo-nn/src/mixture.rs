@@ -263,8 +263,13 @@ impl MixtureOfExperts {
         };
         let plan = Plan::new(&choices, n_experts, capacity);
 
-        let chosen: Vec<i32> = choices.iter().flatten().map(|&expert| expert as i32).collect();
-        let chosen = Tensor::<2, Int>::from_data(TensorData::new(chosen, [n_tokens, top_k]), &device);
+        let chosen: Vec<i32> = choices
+            .iter()
+            .flatten()
+            .map(|&expert| expert as i32)
+            .collect();
+        let chosen =
+            Tensor::<2, Int>::from_data(TensorData::new(chosen, [n_tokens, top_k]), &device);
         let weights = match self.config.weights {
             ExpertWeights::Probability => probabilities.clone().gather(1, chosen),
             ExpertWeights::Normalized => activation::softmax(logits.clone().gather(1, chosen), 1),
@@ -282,7 +287,9 @@ impl MixtureOfExperts {
                 continue;
             }
             let tokens: Vec<i32> = rows.iter().map(|&(token, _)| token as i32).collect();
-            let slots = rows.iter().map(|&(token, rank)| (token * top_k + rank) as i32);
+            let slots = rows
+                .iter()
+                .map(|&(token, rank)| (token * top_k + rank) as i32);
             let weights = weights.clone().select(0, index(slots.collect()));
             let output = expert.forward(input.clone().select(0, index(tokens.clone())));
             outputs.push(output * weights);

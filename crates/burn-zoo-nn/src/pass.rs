@@ -114,7 +114,10 @@ impl Pass {
         };
         let keys = index(0..end).reshape([1, 1, 1, end]);
         let queries = index(self.start..end).reshape([1, 1, seq, 1]);
-        let causal = keys.clone().expand([1, 1, seq, end]).lower_equal(queries.expand([1, 1, seq, end]));
+        let causal = keys
+            .clone()
+            .expand([1, 1, seq, end])
+            .lower_equal(queries.expand([1, 1, seq, end]));
         match self.prefix_lengths.clone() {
             None => causal,
             Some(lengths) => {

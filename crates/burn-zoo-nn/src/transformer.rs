@@ -14,9 +14,9 @@ use crate::{
     embedding::{Embedding, EmbeddingConfig, Inputs, PositionConfig},
     head::{Head, HeadConfig, HeadOutput},
     init,
+    mixture::Routing,
     norm::NormConfig,
     pass::{Memory, Pass},
-    mixture::Routing,
     stack::{Stack, StackConfig},
 };
 
@@ -194,9 +194,8 @@ impl TransformerConfig {
             }
             None => {}
         }
-        let sees_all = |block: &BlockConfig| {
-            block.attention.pattern == AttentionPattern::Bidirectional
-        };
+        let sees_all =
+            |block: &BlockConfig| block.attention.pattern == AttentionPattern::Bidirectional;
         if self.contact_head.is_some() && !self.stack.blocks.iter().all(sees_all) {
             let problem = "needs bidirectional blocks: contacts are symmetric";
             return Err(ConfigError::new("contact_head", problem));
@@ -223,7 +222,11 @@ impl TransformerConfig {
     fn count(&self, stack: fn(&StackConfig, usize) -> usize) -> usize {
         let d_model = self.d_model();
         let encoder = self.encoder.as_ref();
-        let pooler = if self.pooler { d_model * (d_model + 1) } else { 0 };
+        let pooler = if self.pooler {
+            d_model * (d_model + 1)
+        } else {
+            0
+        };
         let contact = self.contact_head.as_ref();
         self.embedding.n_parameters()
             + encoder.map_or(0, |encoder| stack(encoder, d_model))
@@ -329,7 +332,9 @@ impl Transformer {
             None => inputs,
             Some(_) => {
                 let tokens = inputs.decoder_tokens;
-                tokens.expect("an encoder–decoder needs decoder tokens").into()
+                tokens
+                    .expect("an encoder–decoder needs decoder tokens")
+                    .into()
             }
         };
         let tokens = stack_inputs.tokens.clone();
@@ -345,7 +350,9 @@ impl Transformer {
         });
         let token = &self.embedding.token;
         Outputs {
-            head: self.head.forward(hidden.clone(), pooled.clone(), tokens, token),
+            head: self
+                .head
+                .forward(hidden.clone(), pooled.clone(), tokens, token),
             hidden,
             encoder_hidden,
             pooled,
@@ -374,12 +381,7 @@ impl Transformer {
         self.run(inputs.into(), Pass::default(), cache).0
     }
 
-    fn run(
-        &self,
-        inputs: Inputs,
-        pass: Pass,
-        cache: Option<&mut KvCache>,
-    ) -> (Tensor<3>, Pass) {
+    fn run(&self, inputs: Inputs, pass: Pass, cache: Option<&mut KvCache>) -> (Tensor<3>, Pass) {
         let start = cache.as_ref().map_or(0, |cache| cache.len());
         let cached = cache.as_ref().and_then(|cache| cache.memory.clone());
         let mut pass = Pass {

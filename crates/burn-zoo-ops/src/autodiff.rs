@@ -79,6 +79,21 @@ fn record_attention<B: TransformerOps, C: CheckpointStrategy, const N: usize>(
 }
 
 #[derive(Debug)]
+struct GeluBackward;
+
+impl<B: TransformerOps> Backward<B, 1> for GeluBackward {
+    /// The input.
+    type State = FloatTensor<B>;
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let input = B::exact_gelu_backward(ops.state, grad);
+        let parents = ops.parents.map(|parent| parent.map(|node| node.id));
+        register::<B>(parents, [input], grads);
+    }
+}
+
+#[derive(Debug)]
 struct NormBackward;
 
 impl<B: TransformerOps, const N: usize> Backward<B, N> for NormBackward {
@@ -116,6 +131,17 @@ impl<B: TransformerOps, C: CheckpointStrategy> TransformerOps for Autodiff<B, C>
                 let bias = ScoreBias::Added(bias);
                 record_attention::<B, C, 4>([q, k, v, b], tensors, bias, scoring)
             }
+        }
+    }
+
+    fn exact_gelu(input: FloatTensor<Self>) -> FloatTensor<Self> {
+        let (input, node) = input.into_parts();
+        match GeluBackward.prepare::<C>([node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => {
+                let output = B::exact_gelu(input.clone());
+                prep.finish(input, output)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(B::exact_gelu(input)),
         }
     }
 

@@ -10,7 +10,7 @@
 //! - `Autodiff<B, C>` carries one hand-written gradient per operation, which serves
 //!   every backend, because it only calls the `_forward` and `_backward` methods of the trait.
 //!
-//! Models call the functions at the crate's root ([`attention`], [`normalize`]), which take and
+//! Models call the functions at the crate's root ([`attention`], [`normalize`], [`exact_gelu`]), which take and
 //! return plain tensors.
 //!
 //! ```
@@ -46,6 +46,7 @@ use burn::tensor::Tensor;
 mod attention;
 mod autodiff;
 mod backends;
+mod gelu;
 #[cfg(feature = "libtorch")]
 pub mod libtorch;
 mod norm;
@@ -119,6 +120,18 @@ pub trait TransformerOps: Backend {
     ) {
         let _ = output;
         attention::composed_backward::<Self>(query, key, value, bias, saved, grad, scoring)
+    }
+
+    /// The exact GELU, see [`exact_gelu`].
+    #[fusion(default)]
+    fn exact_gelu(input: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::gelu(input)
+    }
+
+    /// Its gradient.
+    #[fusion(default)]
+    fn exact_gelu_backward(input: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        gelu::composed_backward::<Self>(input, grad)
     }
 
     /// Layer or root-mean-square normalisation, see [`normalize`].
@@ -204,6 +217,15 @@ pub fn attention(
             scoring,
         ),
     )
+}
+
+/// `x Φ(x)` with `Φ` the normal distribution (Hendrycks & Gimpel 2016, arXiv:1606.08415), `[..] → [..]`.
+///
+/// Its gradient is exact on every backend, which that of Burn's own is not.
+pub fn exact_gelu<const D: usize>(input: Tensor<D>) -> Tensor<D> {
+    Tensor::from_dispatch(<burn::backend::Dispatch as TransformerOps>::exact_gelu(
+        input.into_dispatch(),
+    ))
 }
 
 /// Normalises the last dimension, then scales by `weight` and shifts by `bias`.

@@ -8,7 +8,7 @@
 //! cached prefix needs an explicit mask; and its kernels want as many key as query heads, so
 //! grouped heads are expanded and their gradients summed.
 
-use burn::backend::{TensorMetadata, tensor::FloatTensor};
+use burn::backend::{TensorMetadata, ops::ActivationOps, tensor::FloatTensor};
 use burn_tch::{LibTorch, TchTensor};
 use tch::Tensor;
 
@@ -128,6 +128,10 @@ impl TransformerOps for LibTorch {
             Some(scoring.scale),
             false,
         ))
+    }
+
+    fn exact_gelu_backward(input: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        <Self as ActivationOps<Self>>::gelu_backward(input, grad)
     }
 
     fn masked_attention_forward(

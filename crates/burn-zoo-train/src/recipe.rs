@@ -108,9 +108,10 @@ impl ModelConfig {
                 .map_err(|error| error.within("gpt")),
             Self::Config(fields) => {
                 let mut json = fields.clone();
-                json.entry("vocab_size").or_insert_with(|| vocab_size.into());
-                let architecture = Architecture::for_training(json)
-                    .map_err(|error| error.within("config"))?;
+                json.entry("vocab_size")
+                    .or_insert_with(|| vocab_size.into());
+                let architecture =
+                    Architecture::for_training(json).map_err(|error| error.within("config"))?;
                 let found = architecture.transformer.vocab_size();
                 if found < vocab_size {
                     let problem = format!(

@@ -121,10 +121,14 @@ impl EncoderFields {
             .with_norm(self.norm())
             .with_placement(placement);
         let blocks = vec![block; self.num_hidden_layers];
-        let mut config =
-            TransformerConfig::new(self.vocab_size, d_model, self.max_position_embeddings, blocks)
-                .with_init_std(self.initializer_range)
-                .with_dropout(self.hidden_dropout_prob);
+        let mut config = TransformerConfig::new(
+            self.vocab_size,
+            d_model,
+            self.max_position_embeddings,
+            blocks,
+        )
+        .with_init_std(self.initializer_range)
+        .with_dropout(self.hidden_dropout_prob);
         config.embedding.n_segments = self.type_vocab_size;
         Ok(config)
     }
@@ -189,8 +193,7 @@ pub(super) fn head_names(names: Names, task: Task, is_tied: bool) -> Names {
             false => names.head_linear("head.projection", "cls.predictions.decoder"),
         }
     };
-    let next_sentence =
-        |names: Names| names.head_linear("head.classifier", "cls.seq_relationship");
+    let next_sentence = |names: Names| names.head_linear("head.classifier", "cls.seq_relationship");
     match task {
         Task::MaskedLanguage => language(names),
         Task::Pretraining => next_sentence(language(names)),
@@ -206,14 +209,38 @@ pub(super) fn encoder_names(prefix: &str) -> Names {
     Names::new()
         .base_prefix(prefix)
         .base("embedding.token", "embeddings.word_embeddings.weight")
-        .base("embedding.position", "embeddings.position_embeddings.weight")
-        .base("embedding.segment", "embeddings.token_type_embeddings.weight")
-        .linear("stack.blocks.#.attention.query", "encoder.layer.#.attention.self.query")
-        .linear("stack.blocks.#.attention.key", "encoder.layer.#.attention.self.key")
-        .linear("stack.blocks.#.attention.value", "encoder.layer.#.attention.self.value")
-        .linear("stack.blocks.#.attention.output", "encoder.layer.#.attention.output.dense")
-        .linear("stack.blocks.#.feed_forward.up", "encoder.layer.#.intermediate.dense")
-        .linear("stack.blocks.#.feed_forward.down", "encoder.layer.#.output.dense")
+        .base(
+            "embedding.position",
+            "embeddings.position_embeddings.weight",
+        )
+        .base(
+            "embedding.segment",
+            "embeddings.token_type_embeddings.weight",
+        )
+        .linear(
+            "stack.blocks.#.attention.query",
+            "encoder.layer.#.attention.self.query",
+        )
+        .linear(
+            "stack.blocks.#.attention.key",
+            "encoder.layer.#.attention.self.key",
+        )
+        .linear(
+            "stack.blocks.#.attention.value",
+            "encoder.layer.#.attention.self.value",
+        )
+        .linear(
+            "stack.blocks.#.attention.output",
+            "encoder.layer.#.attention.output.dense",
+        )
+        .linear(
+            "stack.blocks.#.feed_forward.up",
+            "encoder.layer.#.intermediate.dense",
+        )
+        .linear(
+            "stack.blocks.#.feed_forward.down",
+            "encoder.layer.#.output.dense",
+        )
         .linear("pooler", "pooler.dense")
         .ignore("embeddings.position_ids")
         .ignore("embeddings.token_type_ids")
@@ -227,8 +254,14 @@ pub(super) fn encoder_names(prefix: &str) -> Names {
 fn post_norm_names(prefix: &str) -> Names {
     encoder_names(prefix)
         .norm("embedding.norm", "embeddings.LayerNorm")
-        .norm("stack.blocks.#.attention_norm", "encoder.layer.#.attention.output.LayerNorm")
-        .norm("stack.blocks.#.feed_forward_norm", "encoder.layer.#.output.LayerNorm")
+        .norm(
+            "stack.blocks.#.attention_norm",
+            "encoder.layer.#.attention.output.LayerNorm",
+        )
+        .norm(
+            "stack.blocks.#.feed_forward_norm",
+            "encoder.layer.#.output.LayerNorm",
+        )
 }
 
 /// The fields of a BERT's `config.json`.
@@ -270,9 +303,8 @@ impl FamilyConfig for BertConfig {
             Preset::new("bert-small", 29_100_000, &size(4, 512, 8)),
             Preset::new("bert-medium", 41_700_000, &size(8, 512, 8)),
             Preset::new("bert-base", 110_000_000, &size(12, 768, 12)),
-            Preset::new("bert-large", 340_000_000, &size(24, 1024, 16)).note(
-                "no set of heads gives 340M: the paper rounds 335M of encoder and pooler up",
-            ),
+            Preset::new("bert-large", 340_000_000, &size(24, 1024, 16))
+                .note("no set of heads gives 340M: the paper rounds 335M of encoder and pooler up"),
         ]
     }
 }
@@ -343,7 +375,10 @@ impl FamilyConfig for RobertaConfig {
             _ => return Err(no_such_head(Self::NAME, task)),
         };
         let names = post_norm_names("roberta.");
-        Ok((config, roberta_head_names(names, task, fields.tie_word_embeddings)))
+        Ok((
+            config,
+            roberta_head_names(names, task, fields.tie_word_embeddings),
+        ))
     }
 
     fn presets() -> Vec<Preset> {
@@ -370,7 +405,10 @@ impl FamilyConfig for RobertaConfig {
 /// The context of a position table that counts from after the padding token's id.
 pub(super) fn offset_context(rows: usize, padding_id: usize) -> Result<usize, ConfigError> {
     rows.checked_sub(padding_id + 1).ok_or_else(|| {
-        let problem = format!("must exceed pad_token_id + 1 ({}), got {rows}", padding_id + 1);
+        let problem = format!(
+            "must exceed pad_token_id + 1 ({}), got {rows}",
+            padding_id + 1
+        );
         ConfigError::new("max_position_embeddings", problem)
     })
 }

@@ -80,8 +80,8 @@ impl FamilyConfig for BloomConfig {
             bias: true,
         };
         let attention = AttentionConfig::multi_head(d_model, self.n_head).with_alibi(true);
-        let feed_forward = FeedForwardConfig::new(d_model, 4 * d_model)
-            .with_activation(Activation::GeluTanh);
+        let feed_forward =
+            FeedForwardConfig::new(d_model, 4 * d_model).with_activation(Activation::GeluTanh);
         let block = BlockConfig::new(attention, feed_forward)
             .with_norm(norm.clone())
             .with_placement(match self.apply_residual_connection_post_layernorm {
@@ -135,8 +135,14 @@ fn names(head_dim: usize) -> Names {
         .linear_part("stack.blocks.#.attention.query", attention, part(0))
         .linear_part("stack.blocks.#.attention.key", attention, part(1))
         .linear_part("stack.blocks.#.attention.value", attention, part(2))
-        .linear("stack.blocks.#.attention.output", "h.#.self_attention.dense")
-        .norm("stack.blocks.#.feed_forward_norm", "h.#.post_attention_layernorm")
+        .linear(
+            "stack.blocks.#.attention.output",
+            "h.#.self_attention.dense",
+        )
+        .norm(
+            "stack.blocks.#.feed_forward_norm",
+            "h.#.post_attention_layernorm",
+        )
         .linear("stack.blocks.#.feed_forward.up", "h.#.mlp.dense_h_to_4h")
         .linear("stack.blocks.#.feed_forward.down", "h.#.mlp.dense_4h_to_h")
         .norm("stack.final_norm", "ln_f")

@@ -171,7 +171,10 @@ impl FamilyConfig for EsmConfig {
             },
             _ => return Err(no_such_head(Self::NAME, task)),
         };
-        Ok((config, roberta_head_names(names, task, self.tie_word_embeddings)))
+        Ok((
+            config,
+            roberta_head_names(names, task, self.tie_word_embeddings),
+        ))
     }
 
     fn presets() -> Vec<Preset> {
@@ -201,16 +204,43 @@ fn names() -> Names {
     Names::new()
         .base_prefix("esm.")
         .base("embedding.token", "embeddings.word_embeddings.weight")
-        .base("embedding.position", "embeddings.position_embeddings.weight")
+        .base(
+            "embedding.position",
+            "embeddings.position_embeddings.weight",
+        )
         .norm("embedding.norm", "embeddings.layer_norm")
-        .norm("stack.blocks.#.attention_norm", "encoder.layer.#.attention.LayerNorm")
-        .linear("stack.blocks.#.attention.query", "encoder.layer.#.attention.self.query")
-        .linear("stack.blocks.#.attention.key", "encoder.layer.#.attention.self.key")
-        .linear("stack.blocks.#.attention.value", "encoder.layer.#.attention.self.value")
-        .linear("stack.blocks.#.attention.output", "encoder.layer.#.attention.output.dense")
-        .norm("stack.blocks.#.feed_forward_norm", "encoder.layer.#.LayerNorm")
-        .linear("stack.blocks.#.feed_forward.up", "encoder.layer.#.intermediate.dense")
-        .linear("stack.blocks.#.feed_forward.down", "encoder.layer.#.output.dense")
+        .norm(
+            "stack.blocks.#.attention_norm",
+            "encoder.layer.#.attention.LayerNorm",
+        )
+        .linear(
+            "stack.blocks.#.attention.query",
+            "encoder.layer.#.attention.self.query",
+        )
+        .linear(
+            "stack.blocks.#.attention.key",
+            "encoder.layer.#.attention.self.key",
+        )
+        .linear(
+            "stack.blocks.#.attention.value",
+            "encoder.layer.#.attention.self.value",
+        )
+        .linear(
+            "stack.blocks.#.attention.output",
+            "encoder.layer.#.attention.output.dense",
+        )
+        .norm(
+            "stack.blocks.#.feed_forward_norm",
+            "encoder.layer.#.LayerNorm",
+        )
+        .linear(
+            "stack.blocks.#.feed_forward.up",
+            "encoder.layer.#.intermediate.dense",
+        )
+        .linear(
+            "stack.blocks.#.feed_forward.down",
+            "encoder.layer.#.output.dense",
+        )
         .norm("stack.final_norm", "encoder.emb_layer_norm_after")
         .linear("pooler", "pooler.dense")
         .linear("contact.regression", "contact_head.regression")

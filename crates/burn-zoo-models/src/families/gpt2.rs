@@ -114,7 +114,10 @@ impl FamilyConfig for Gpt2Config {
             .with_residual_init(self.initializer_range)
             .with_dropout(self.resid_pdrop)
             .with_head(decoder_head(Self::NAME, task, is_tied, common)?);
-        Ok((config, decoder_head_names(names(), task, is_tied, "classifier")))
+        Ok((
+            config,
+            decoder_head_names(names(), task, is_tied, "classifier"),
+        ))
     }
 
     fn presets() -> Vec<Preset> {
@@ -146,10 +149,22 @@ pub(super) fn names() -> Names {
         .conv1d("stack.blocks.#.attention.query", attention, third(0))
         .conv1d("stack.blocks.#.attention.key", attention, third(1))
         .conv1d("stack.blocks.#.attention.value", attention, third(2))
-        .conv1d("stack.blocks.#.attention.output", "h.#.attn.c_proj", Part::Whole)
+        .conv1d(
+            "stack.blocks.#.attention.output",
+            "h.#.attn.c_proj",
+            Part::Whole,
+        )
         .norm("stack.blocks.#.feed_forward_norm", "h.#.ln_2")
-        .conv1d("stack.blocks.#.feed_forward.up", "h.#.mlp.c_fc", Part::Whole)
-        .conv1d("stack.blocks.#.feed_forward.down", "h.#.mlp.c_proj", Part::Whole)
+        .conv1d(
+            "stack.blocks.#.feed_forward.up",
+            "h.#.mlp.c_fc",
+            Part::Whole,
+        )
+        .conv1d(
+            "stack.blocks.#.feed_forward.down",
+            "h.#.mlp.c_proj",
+            Part::Whole,
+        )
         .norm("stack.final_norm", "ln_f")
         .ignore("h.#.attn.bias")
         .ignore("h.#.attn.masked_bias")

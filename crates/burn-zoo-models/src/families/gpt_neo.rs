@@ -71,9 +71,10 @@ impl Default for GptNeoConfig {
 
 impl GptNeoConfig {
     fn patterns(&self) -> Result<Vec<AttentionPattern>, ConfigError> {
-        let names = self.attention_types.iter().flat_map(|(names, count)| {
-            std::iter::repeat_n(names, *count).flatten()
-        });
+        let names = self
+            .attention_types
+            .iter()
+            .flat_map(|(names, count)| std::iter::repeat_n(names, *count).flatten());
         let patterns = names.map(|name| match name.as_str() {
             "global" => Ok(AttentionPattern::Causal),
             "local" => Ok(AttentionPattern::Banded {
@@ -136,7 +137,10 @@ impl FamilyConfig for GptNeoConfig {
         .with_residual_init(self.initializer_range)
         .with_dropout(self.resid_dropout)
         .with_head(decoder_head(Self::NAME, task, is_tied, common)?);
-        Ok((config, decoder_head_names(names(), task, is_tied, "classifier")))
+        Ok((
+            config,
+            decoder_head_names(names(), task, is_tied, "classifier"),
+        ))
     }
 
     fn presets() -> Vec<Preset> {
@@ -157,10 +161,19 @@ fn names() -> Names {
         .base("embedding.token", "wte.weight")
         .base("embedding.position", "wpe.weight")
         .norm("stack.blocks.#.attention_norm", "h.#.ln_1")
-        .linear("stack.blocks.#.attention.query", "h.#.attn.attention.q_proj")
+        .linear(
+            "stack.blocks.#.attention.query",
+            "h.#.attn.attention.q_proj",
+        )
         .linear("stack.blocks.#.attention.key", "h.#.attn.attention.k_proj")
-        .linear("stack.blocks.#.attention.value", "h.#.attn.attention.v_proj")
-        .linear("stack.blocks.#.attention.output", "h.#.attn.attention.out_proj")
+        .linear(
+            "stack.blocks.#.attention.value",
+            "h.#.attn.attention.v_proj",
+        )
+        .linear(
+            "stack.blocks.#.attention.output",
+            "h.#.attn.attention.out_proj",
+        )
         .norm("stack.blocks.#.feed_forward_norm", "h.#.ln_2")
         .linear("stack.blocks.#.feed_forward.up", "h.#.mlp.c_fc")
         .linear("stack.blocks.#.feed_forward.down", "h.#.mlp.c_proj")

@@ -169,10 +169,22 @@ fn names(head_dim: usize) -> Names {
         .linear_part("stack.blocks.#.attention.query", attention, part(0))
         .linear_part("stack.blocks.#.attention.key", attention, part(1))
         .linear_part("stack.blocks.#.attention.value", attention, part(2))
-        .linear("stack.blocks.#.attention.output", "layers.#.attention.dense")
-        .norm("stack.blocks.#.feed_forward_norm", "layers.#.post_attention_layernorm")
-        .linear("stack.blocks.#.feed_forward.up", "layers.#.mlp.dense_h_to_4h")
-        .linear("stack.blocks.#.feed_forward.down", "layers.#.mlp.dense_4h_to_h")
+        .linear(
+            "stack.blocks.#.attention.output",
+            "layers.#.attention.dense",
+        )
+        .norm(
+            "stack.blocks.#.feed_forward_norm",
+            "layers.#.post_attention_layernorm",
+        )
+        .linear(
+            "stack.blocks.#.feed_forward.up",
+            "layers.#.mlp.dense_h_to_4h",
+        )
+        .linear(
+            "stack.blocks.#.feed_forward.down",
+            "layers.#.mlp.dense_4h_to_h",
+        )
         .norm("stack.final_norm", "final_layer_norm")
         .ignore("layers.#.attention.bias")
         .ignore("layers.#.attention.masked_bias")

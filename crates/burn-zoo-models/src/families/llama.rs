@@ -142,17 +142,35 @@ fn names() -> Names {
         .also_prefix("transformer.")
         .base("embedding.token", "embed_tokens.weight")
         .norm("stack.blocks.#.attention_norm", "layers.#.input_layernorm")
-        .linear("stack.blocks.#.attention.query", "layers.#.self_attn.q_proj")
+        .linear(
+            "stack.blocks.#.attention.query",
+            "layers.#.self_attn.q_proj",
+        )
         .linear("stack.blocks.#.attention.key", "layers.#.self_attn.k_proj")
-        .linear("stack.blocks.#.attention.value", "layers.#.self_attn.v_proj")
-        .linear("stack.blocks.#.attention.output", "layers.#.self_attn.o_proj")
-        .norm("stack.blocks.#.feed_forward_norm", "layers.#.post_attention_layernorm")
+        .linear(
+            "stack.blocks.#.attention.value",
+            "layers.#.self_attn.v_proj",
+        )
+        .linear(
+            "stack.blocks.#.attention.output",
+            "layers.#.self_attn.o_proj",
+        )
+        .norm(
+            "stack.blocks.#.feed_forward_norm",
+            "layers.#.post_attention_layernorm",
+        )
         .linear("stack.blocks.#.feed_forward.gate", "layers.#.mlp.gate_proj")
         .linear("stack.blocks.#.feed_forward.up", "layers.#.mlp.up_proj")
         .linear("stack.blocks.#.feed_forward.down", "layers.#.mlp.down_proj")
         .linear("stack.blocks.#.mixture.router", &format!("{sparse}.gate"))
-        .linear(&format!("{experts}.gate"), &format!("{sparse}.experts.#.w1"))
-        .linear(&format!("{experts}.down"), &format!("{sparse}.experts.#.w2"))
+        .linear(
+            &format!("{experts}.gate"),
+            &format!("{sparse}.experts.#.w1"),
+        )
+        .linear(
+            &format!("{experts}.down"),
+            &format!("{sparse}.experts.#.w2"),
+        )
         .linear(&format!("{experts}.up"), &format!("{sparse}.experts.#.w3"))
         .norm("stack.final_norm", "norm")
         .ignore("layers.#.self_attn.rotary_emb.inv_freq")

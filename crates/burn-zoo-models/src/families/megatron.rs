@@ -48,7 +48,10 @@ impl FamilyConfig for MegatronBertConfig {
         let mut config = fields.encoder(NormPlacement::Pre)?;
         (config.head, config.pooler) = fields.head(Self::NAME, task, common)?;
         let names = encoder_names("bert.")
-            .norm("stack.blocks.#.attention_norm", "encoder.layer.#.attention.ln")
+            .norm(
+                "stack.blocks.#.attention_norm",
+                "encoder.layer.#.attention.ln",
+            )
             .norm("stack.blocks.#.feed_forward_norm", "encoder.layer.#.ln")
             .norm("stack.final_norm", "encoder.ln");
         Ok((config, head_names(names, task, fields.tie_word_embeddings)))

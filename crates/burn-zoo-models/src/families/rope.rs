@@ -70,8 +70,7 @@ impl RopeFields {
             Some(_) => "rope_parameters",
             None => "rope_scaling",
         };
-        let rope: Rope =
-            parse(Value::Object(merged)).map_err(|error| error.within(field))?;
+        let rope: Rope = parse(Value::Object(merged)).map_err(|error| error.within(field))?;
         let base = rope.rope_theta.or(self.rope_theta).unwrap_or(default_base);
         let share = rope.partial_rotary_factor.or(self.partial_rotary_factor);
         let dims = (head_dim as f64 * share.unwrap_or(default_share)) as usize;

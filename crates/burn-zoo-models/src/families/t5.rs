@@ -180,7 +180,9 @@ impl FamilyConfig for T5Config {
                 (Some(encoder), decoder)
             }
         };
-        let is_tied = self.scale_decoder_outputs.unwrap_or(self.tie_word_embeddings);
+        let is_tied = self
+            .scale_decoder_outputs
+            .unwrap_or(self.tie_word_embeddings);
         let head = match task {
             Task::Base | Task::Encoder => HeadConfig::None,
             Task::Language => HeadConfig::Language(LanguageHeadConfig {
@@ -217,7 +219,11 @@ impl FamilyConfig for T5Config {
             config.head.language(),
             Some(language) if language.projection == Projection::Untied
         );
-        let is_gated = config.stack.blocks.iter().any(|block| block.feed_forward.gated);
+        let is_gated = config
+            .stack
+            .blocks
+            .iter()
+            .any(|block| block.feed_forward.gated);
         Ok((config, names(is_encoder_only, is_gated, task, is_untied)))
     }
 
@@ -302,8 +308,16 @@ fn stack_names(
         sublayers.push(("cross_attention", layer(1), "EncDecAttention"));
     }
     for (name, layer, attention) in sublayers {
-        names = names.norm(&format!("{our_block}.{name}_norm"), &format!("{layer}.layer_norm"));
-        for (projection, letter) in [("query", "q"), ("key", "k"), ("value", "v"), ("output", "o")] {
+        names = names.norm(
+            &format!("{our_block}.{name}_norm"),
+            &format!("{layer}.layer_norm"),
+        );
+        for (projection, letter) in [
+            ("query", "q"),
+            ("key", "k"),
+            ("value", "v"),
+            ("output", "o"),
+        ] {
             names = names.linear(
                 &format!("{our_block}.{name}.{projection}"),
                 &format!("{layer}.{attention}.{letter}"),
@@ -318,10 +332,22 @@ fn stack_names(
     );
     let up = if is_gated { "wi_1" } else { "wi" };
     names
-        .linear(&format!("{our_block}.feed_forward.gate"), &format!("{dense}.wi_0"))
-        .linear(&format!("{our_block}.feed_forward.up"), &format!("{dense}.{up}"))
-        .linear(&format!("{our_block}.feed_forward.down"), &format!("{dense}.wo"))
-        .norm(&format!("{ours}.final_norm"), &format!("{theirs}.final_layer_norm"))
+        .linear(
+            &format!("{our_block}.feed_forward.gate"),
+            &format!("{dense}.wi_0"),
+        )
+        .linear(
+            &format!("{our_block}.feed_forward.up"),
+            &format!("{dense}.{up}"),
+        )
+        .linear(
+            &format!("{our_block}.feed_forward.down"),
+            &format!("{dense}.wo"),
+        )
+        .norm(
+            &format!("{ours}.final_norm"),
+            &format!("{theirs}.final_layer_norm"),
+        )
         .base(
             &format!("{ours}.relative.table"),
             &format!("{theirs}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"),

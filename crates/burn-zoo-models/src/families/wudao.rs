@@ -119,7 +119,10 @@ impl FamilyConfig for WudaoConfig {
             ("num_attention_heads", self.num_attention_heads),
         )?;
         if self.expert_every == 0 {
-            return Err(ConfigError::new("expert_every", "must be at least 1, got 0"));
+            return Err(ConfigError::new(
+                "expert_every",
+                "must be at least 1, got 0",
+            ));
         }
         let block = |layer: usize| {
             let attention = AttentionConfig::multi_head(d_model, self.num_attention_heads)
