@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use tokenizers::{
-    DecoderWrapper, PreTokenizerWrapper, SplitDelimiterBehavior,
+    DecoderWrapper, PreTokenizerWrapper, SplitDelimiterBehavior, TruncationParams,
     decoders::fuse::Fuse,
     models::{
         TrainerWrapper,
@@ -147,6 +147,26 @@ impl Tokenizer {
             .iter()
             .flat_map(|encoding| encoding.get_ids().iter().copied())
             .collect())
+    }
+
+    /// The token ids of each text with the marks that the tokenizer puts around a text, such as BERT's
+    /// `[CLS]` and `[SEP]`, cut to `max_length` with them. The tokenizer's own padding and truncation
+    /// are set aside.
+    pub fn encode_marked<T: AsRef<str>>(
+        &self,
+        texts: &[T],
+        max_length: usize,
+    ) -> Result<Vec<Vec<u32>>, TokenizerError> {
+        let mut tokenizer = self.0.clone();
+        tokenizer.with_padding(None);
+        tokenizer.with_truncation(Some(TruncationParams {
+            max_length,
+            ..TruncationParams::default()
+        }))?;
+        let texts = texts.iter().map(AsRef::as_ref).collect();
+        let encodings = tokenizer.encode_batch_fast::<&str>(texts, true)?;
+        let ids = encodings.iter().map(|encoding| encoding.get_ids().to_vec());
+        Ok(ids.collect())
     }
 
     /// The text of `tokens`.

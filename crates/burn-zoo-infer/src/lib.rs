@@ -1,4 +1,5 @@
 //! Text generation with a key/value cache.
 
+pub mod embed;
 pub mod generate;
 pub mod sampling;

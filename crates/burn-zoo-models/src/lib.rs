@@ -9,6 +9,7 @@
 //! | [`families`] | the families, one file each: configuration, names, published sizes |
 //! | [`names`] | how parameters are called and lie in a checkpoint |
 //! | [`weights`] | parameters as safetensors files |
+//! | [`summary`] | what a model is made of, counted without building it |
 //! | [`directory`] | model directories |
 //! | [`inputs`] | what a model reads, as JSON |
 //! | [`outputs`] | what a model gives, by name |
@@ -23,4 +24,5 @@ pub mod gpt;
 pub mod inputs;
 pub mod names;
 pub mod outputs;
+pub mod summary;
 pub mod weights;

@@ -2,14 +2,17 @@
 
 mod backends;
 mod bench;
+mod embed;
+mod forward;
 mod generate;
+mod models;
 mod train;
 
 use std::error::Error;
 use std::fmt::Display;
 use std::process::ExitCode;
 
-use burn_zoo::backend::{self, FoundDevice};
+use crate::backend::{self, FoundDevice};
 use clap::{Parser, Subcommand};
 use serde::Serialize;
 use tracing_subscriber::EnvFilter;
@@ -28,6 +31,12 @@ enum Command {
     Train(train::Arguments),
     /// Continue a text with a trained model.
     Generate(generate::Arguments),
+    /// List the models of the zoo with their sizes, or draw one.
+    Models(models::Arguments),
+    /// Turn texts into vectors whose angles tell how alike they are.
+    Embed(embed::Arguments),
+    /// Run a model on token ids and write everything that it gives.
+    Forward(forward::Arguments),
     /// List backends, their devices, and what `auto` picks.
     Backends(backends::Arguments),
     /// Measure speed.
@@ -44,6 +53,7 @@ enum End {
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
+/// Runs the command that the process's arguments name.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
@@ -58,6 +68,9 @@ pub fn main() -> ExitCode {
     let result = match arguments.command {
         Command::Train(arguments) => train::run(&arguments),
         Command::Generate(arguments) => generate::run(&arguments),
+        Command::Embed(arguments) => embed::run(&arguments),
+        Command::Models(arguments) => models::run(&arguments),
+        Command::Forward(arguments) => forward::run(&arguments),
         Command::Backends(arguments) => backends::run(&arguments),
         Command::Bench(command) => bench::run(&command),
     };

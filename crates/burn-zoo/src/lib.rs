@@ -6,13 +6,14 @@
 //! | module | subject |
 //! |---|---|
 //! | [`ops`] | operations on Burn's `Backend` trait, with a kernel per backend where it pays |
-//! | [`nn`] | components: embedding, attention, feed-forward, norm, block, transformer, cache |
+//! | [`nn`] | components: embedding, attention, feed-forward, mixture, norm, block, head, cache |
 //! | [`models`] | families of models, their sizes, and model directories |
 //! | [`data`] | corpora, tokenizers, windows of tokens |
 //! | [`train`] | recipes, the learner, checkpoints, resume |
 //! | [`infer`] | sampling and generation |
 //! | [`backend`] | which backends are there, and which to use |
 //! | [`mod@bench`] | timing real training steps |
+//! | [`cli`] | the command, for programs that add families of their own |
 //!
 //! ```
 //! use burn::tensor::{Int, Tensor};
@@ -34,6 +35,7 @@ pub use burn_zoo_train as train;
 
 pub mod backend;
 pub mod bench;
+pub mod cli;
 
 /// The zoo's own source and documentation, a text to learn from that every build has.
 pub const OWN_TEXT: &str = include_str!(concat!(env!("OUT_DIR"), "/own_text.txt"));

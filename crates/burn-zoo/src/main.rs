@@ -2,12 +2,10 @@
 
 #![recursion_limit = "256"] // wgpu's types are deep.
 
-mod cli;
-
 /// Keeps freed blocks for the next step: training allocates and frees the same tensors each time.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> std::process::ExitCode {
-    cli::main()
+    burn_zoo::cli::main()
 }

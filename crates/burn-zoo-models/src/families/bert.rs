@@ -297,8 +297,7 @@ impl FamilyConfig for BertConfig {
             fields: EncoderFields::size(layers, width, heads),
         };
         vec![
-            Preset::new("bert-tiny", 4_400_000, &size(2, 128, 2))
-                .note("published without the heads of pre-training, which have 63,870 parameters"),
+            Preset::new("bert-tiny", 4_400_000, &size(2, 128, 2)),
             Preset::new("bert-mini", 11_300_000, &size(4, 256, 4)),
             Preset::new("bert-small", 29_100_000, &size(4, 512, 8)),
             Preset::new("bert-medium", 41_700_000, &size(8, 512, 8)),

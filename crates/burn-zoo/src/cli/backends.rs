@@ -1,6 +1,6 @@
 //! `burn-zoo backends`.
 
-use burn_zoo::backend::{self, Backend, FoundDevice, Hardware};
+use crate::backend::{self, Backend, FoundDevice, Hardware};
 use comfy_table::{Table, presets};
 use serde::Serialize;
 

@@ -1,6 +1,6 @@
 //! `burn-zoo bench`.
 
-use burn_zoo::{
+use crate::{
     bench::{TrainBench, TrainTimes},
     models::gpt::GptConfig,
 };

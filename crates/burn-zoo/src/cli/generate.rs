@@ -4,7 +4,7 @@ use std::io::{Write, stdout};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
-use burn_zoo::{
+use crate::{
     data::tokenizer::Tokenizer,
     infer::{generate::continue_text, sampling::SamplingConfig},
     models::directory,

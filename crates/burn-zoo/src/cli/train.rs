@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Write, stderr, stdout};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use burn_zoo::{
+use crate::{
     OWN_RECIPE, OWN_TEXT,
     data::corpus::read_text,
     infer::{generate::continue_text, sampling::SamplingConfig},
