@@ -16,6 +16,7 @@ use burn_zoo::{
     data::{
         corpus::Corpus,
         tokenizer::{Tokenizer, TokenizerConfig},
+        windows::Prediction,
     },
     nn::{
         LanguageModel,
@@ -125,6 +126,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let config = TrainerConfig {
         seed: 1,
         context_length: 64,
+        prediction: Prediction::Next,
         optimizer: OptimizerConfig::new(3e-3),
         schedule: ScheduleConfig::Constant {
             warmup_iterations: 20,

@@ -11,7 +11,10 @@ use std::path::PathBuf;
 use burn_zoo::{
     OWN_TEXT, backend,
     data::tokenizer::TokenizerConfig,
-    infer::{generate::continue_text, sampling::SamplingConfig},
+    infer::{
+        generate::{Marks, Writer},
+        sampling::SamplingConfig,
+    },
     models::gpt::GptConfig,
     train::{
         Recipe,
@@ -69,7 +72,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         print!("{text}");
         ControlFlow::Continue(())
     };
-    continue_text(&run.model, &run.tokenizer, "/// ", 200, sampling, 1, show)?;
+    let writer = Writer {
+        model: &run.model,
+        tokenizer: &run.tokenizer,
+        marks: Marks::default(),
+    };
+    writer.continue_text("/// ", 200, sampling, 1, show)?;
     println!();
     Ok(())
 }

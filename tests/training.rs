@@ -75,6 +75,7 @@ fn accumulated_gradients_are_those_of_one_large_batch() {
         let batch = |inputs: Tensor<2, Int>, targets: Tensor<2, Int>, share| TokenBatch {
             inputs,
             targets,
+            n_asked: None,
             share,
         };
         let inputs = [tokens(0, 2), tokens(5, 2)];
@@ -120,6 +121,7 @@ fn clipping_keeps_the_direction_and_bounds_the_norm() {
     let batch = TokenBatch {
         targets: inputs.clone() * 3,
         inputs,
+        n_asked: None,
         share: 1.0,
     };
     let grads = || TrainStep::step(&objective, batch.clone()).grads;

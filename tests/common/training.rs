@@ -9,6 +9,7 @@ use burn_zoo::{
     data::{
         corpus::Corpus,
         tokenizer::{Tokenizer, TokenizerConfig},
+        windows::Prediction,
     },
     models::gpt::GptConfig,
     nn::{Transformer, init},
@@ -58,6 +59,7 @@ pub fn config(iterations: usize) -> TrainerConfig {
     TrainerConfig {
         seed: 7,
         context_length: MODEL.context_length,
+        prediction: Prediction::Next,
         optimizer: OptimizerConfig {
             clip_norm: Some(1.0),
             ..OptimizerConfig::new(3e-3)

@@ -1,4 +1,4 @@
-//! Windows of tokens for causal language modelling, as burn data loaders.
+//! Windows of tokens for language modelling, causal or masked, as burn data loaders.
 //!
 //! Which windows a training step sees is a function of the seed and the step alone: the loader has
 //! no state to save, and a run that resumes at step `n` sees what an unbroken run sees.
@@ -27,13 +27,33 @@ pub struct TooShort {
     pub needed: usize,
 }
 
-/// Inputs and the tokens that follow them, on a device.
+/// What a model is asked at each position.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Prediction {
+    /// The token that follows.
+    Next,
+    /// The token that was there, at random positions: 80 % of those show a mask, 10 % another token,
+    /// 10 % the token itself (BERT: Devlin et al. 2019, arXiv:1810.04805).
+    Masked {
+        /// The share of positions.
+        probability: f64,
+        /// The mask's token, one beyond those of the text.
+        mask: u32,
+    },
+}
+
+/// The target of a position where nothing is asked.
+pub const NOT_ASKED: i32 = -1;
+
+/// Inputs and what is asked of them, on a device.
 #[derive(Clone, Debug)]
 pub struct TokenBatch {
     /// `[batch, seq]`.
     pub inputs: Tensor<2, Int>,
-    /// `[batch, seq]`: at each position the next token.
+    /// `[batch, seq]`: the token to predict at each position, or [`NOT_ASKED`].
     pub targets: Tensor<2, Int>,
+    /// How many positions are asked, if not all.
+    pub n_asked: Option<usize>,
     /// The batch's share of the tokens of its optimiser step, 1 without accumulation.
     pub share: f32,
 }
@@ -41,7 +61,62 @@ pub struct TokenBatch {
 impl TokenBatch {
     /// How many predictions the batch asks for.
     pub fn n_tokens(&self) -> usize {
-        self.inputs.dims().iter().product()
+        self.n_asked
+            .unwrap_or_else(|| self.inputs.dims().iter().product())
+    }
+}
+
+impl Prediction {
+    /// The batch of windows `tokens[start .. start + seq]`, with draws from `generator`.
+    fn batch(
+        self,
+        tokens: &[u32],
+        starts: &[usize],
+        seq: usize,
+        generator: &mut ChaCha8Rng,
+        device: &Device,
+    ) -> TokenBatch {
+        let (mask, probability) = match self {
+            Self::Next => {
+                let (inputs, targets) = batch(tokens, starts, seq, device);
+                return TokenBatch {
+                    inputs,
+                    targets,
+                    n_asked: None,
+                    share: 1.0,
+                };
+            }
+            Self::Masked { probability, mask } => (mask, probability),
+        };
+        let windows = starts.iter().map(|&start| &tokens[start..start + seq]);
+        let mut inputs: Vec<i32> = windows.flatten().map(|&token| token as i32).collect();
+        let mut targets = vec![NOT_ASKED; inputs.len()];
+        // A batch that asks nothing would have no mean loss.
+        let certain = generator.random_range(0..inputs.len());
+        for (index, (input, target)) in inputs.iter_mut().zip(&mut targets).enumerate() {
+            if index != certain && !generator.random_bool(probability) {
+                continue;
+            }
+            *target = *input;
+            *input = match generator.random_range(0..10) {
+                0..8 => mask as i32,
+                8 => generator.random_range(0..mask as i32),
+                _ => *input,
+            };
+        }
+        let n_asked = targets
+            .iter()
+            .filter(|&&target| target != NOT_ASKED)
+            .count();
+        let tensor = |values| {
+            Tensor::<2, Int>::from_data(TensorData::new(values, [starts.len(), seq]), device)
+        };
+        TokenBatch {
+            inputs: tensor(inputs),
+            targets: tensor(targets),
+            n_asked: Some(n_asked),
+            share: 1.0,
+        }
     }
 }
 
@@ -99,6 +174,7 @@ impl StepShape {
 pub struct RandomWindows {
     tokens: Arc<[u32]>,
     shape: StepShape,
+    prediction: Prediction,
     seed: u64,
     /// The first step to yield, counted from 0.
     first_step: usize,
@@ -120,11 +196,18 @@ impl RandomWindows {
         Ok(Self {
             tokens,
             shape,
+            prediction: Prediction::Next,
             seed,
             first_step: steps.start,
             last_step: steps.end,
             device: device.clone(),
         })
+    }
+
+    /// The same windows with another question.
+    pub fn asking(mut self, prediction: Prediction) -> Self {
+        self.prediction = prediction;
+        self
     }
 
     /// The batch `index` of the run, where each step has `accumulation` batches. The generator is
@@ -136,11 +219,12 @@ impl RandomWindows {
         let starts: Vec<usize> = (0..self.shape.batch_size)
             .map(|_| generator.random_range(0..self.tokens.len() - seq))
             .collect();
-        let (inputs, targets) = batch(&self.tokens, &starts, seq, &self.device);
+        let (tokens, device) = (&self.tokens, &self.device);
         TokenBatch {
-            inputs,
-            targets,
             share: 1.0 / self.shape.accumulation as f32,
+            ..self
+                .prediction
+                .batch(tokens, &starts, seq, &mut generator, device)
         }
     }
 }
@@ -183,6 +267,7 @@ pub struct WholeSplit {
     tokens: Arc<[u32]>,
     batch_size: usize,
     context_length: usize,
+    prediction: Prediction,
     device: Device,
 }
 
@@ -199,8 +284,15 @@ impl WholeSplit {
             tokens,
             batch_size,
             context_length,
+            prediction: Prediction::Next,
             device: device.clone(),
         })
+    }
+
+    /// The same windows with another question. What is asked of a batch is the same every time.
+    pub fn asking(mut self, prediction: Prediction) -> Self {
+        self.prediction = prediction;
+        self
     }
 
     /// Windows that are full, and predictions that are left after them.
@@ -222,12 +314,10 @@ impl WholeSplit {
         } else {
             (vec![full * self.context_length], rest)
         };
-        let (inputs, targets) = batch(&self.tokens, &starts, seq, &self.device);
-        TokenBatch {
-            inputs,
-            targets,
-            share: 1.0,
-        }
+        let mut generator = ChaCha8Rng::seed_from_u64(index as u64);
+        let (tokens, device) = (&self.tokens, &self.device);
+        self.prediction
+            .batch(tokens, &starts, seq, &mut generator, device)
     }
 }
 

@@ -4,7 +4,8 @@ use std::ops::ControlFlow;
 
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use burn_zoo_data::tokenizer::{Tokenizer, TokenizerError};
-use burn_zoo_nn::{Transformer, cache::KvCache};
+use burn_zoo_models::family::Architecture;
+use burn_zoo_nn::{Inputs, Transformer, cache::KvCache};
 
 use crate::sampling::{Sampler, SamplingConfig, SamplingError};
 
@@ -25,6 +26,12 @@ pub enum GenerateError {
         /// The model's context length.
         context_length: usize,
     },
+    /// The model reads, but does not write.
+    #[error(
+        "the model cannot write text: it sees what is to come, or has a head that labels; \
+         generate needs a decoder with a language head"
+    )]
+    NotADecoder,
     /// The tokenizer is not the model's.
     #[error("token {token} is not in the model's vocabulary of {vocab_size}")]
     UnknownToken {
@@ -38,7 +45,7 @@ pub enum GenerateError {
     Sampling(#[from] SamplingError),
 }
 
-/// A text being continued.
+/// A text being continued, or, by a model with an encoder, answered.
 ///
 /// Each new token costs one position, because keys and values of earlier ones are cached. When the
 /// context is full, the older half is dropped and the rest read again.
@@ -49,10 +56,14 @@ pub struct Generator<'a> {
     tokens: Vec<u32>,
     /// How many of the tokens the model has not read yet.
     pending: usize,
+    /// How many tokens, from the first in the cache, all see in a model with a prefix.
+    prefix: usize,
 }
 
 impl<'a> Generator<'a> {
     /// A generator that continues `prompt`. The draws follow from `seed`.
+    ///
+    /// To a model with prefix attention, the prompt is the prefix.
     pub fn new(
         model: &'a Transformer,
         prompt: &[u32],
@@ -62,6 +73,9 @@ impl<'a> Generator<'a> {
         let sampler = Sampler::new(sampling, seed)?;
         let [vocab_size, _] = model.embedding.token.dims();
         let context_length = model.context_length();
+        if !model.is_decoder() || model.head.is_classifier() {
+            return Err(GenerateError::NotADecoder);
+        }
         if prompt.is_empty() {
             return Err(GenerateError::EmptyPrompt);
         }
@@ -80,7 +94,24 @@ impl<'a> Generator<'a> {
             sampler,
             tokens: prompt.to_vec(),
             pending: prompt.len(),
+            prefix: prompt.len(),
         })
+    }
+
+    /// A generator whose encoder reads `source` and whose decoder begins with the token `start`.
+    pub fn answering(
+        model: &'a Transformer,
+        source: &[u32],
+        start: u32,
+        sampling: SamplingConfig,
+        seed: u64,
+    ) -> Result<Self, GenerateError> {
+        // The source has the limits of a prompt.
+        Self::new(model, source, sampling.clone(), seed)?;
+        let mut generator = Self::new(model, &[start], sampling, seed)?;
+        let source = ids(source, model);
+        generator.cache.memory = model.encode(&source.into());
+        Ok(generator)
     }
 
     /// Draws the next token and adds it to the text.
@@ -88,14 +119,16 @@ impl<'a> Generator<'a> {
         if self.cache.len() + self.pending > self.cache.capacity() {
             self.cache.clear();
             self.pending = (self.cache.capacity() / 2).max(1);
+            self.prefix = self.pending;
         }
         let unread = &self.tokens[self.tokens.len() - self.pending..];
-        let ids: Vec<i32> = unread.iter().map(|&token| token as i32).collect();
-        let shape = [1, ids.len()];
-        let device = self.model.embedding.token.device();
-        let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, shape), &device);
-
-        let logits = self.model.decode(ids, &mut self.cache);
+        let tokens = ids(unread, self.model);
+        let device = tokens.device();
+        let inputs = Inputs {
+            prefix_lengths: Some(Tensor::<1, Int>::from_data([self.prefix as i64], &device)),
+            ..tokens.into()
+        };
+        let logits = self.model.decode(inputs, &mut self.cache);
         let data = logits.into_data().convert_dtype(DType::F32);
         let mut logits = data
             .try_to_vec::<f32>()
@@ -112,6 +145,38 @@ impl<'a> Generator<'a> {
     }
 }
 
+/// Token ids as a batch of one, `[1, seq]`.
+fn ids(tokens: &[u32], model: &Transformer) -> Tensor<2, Int> {
+    let ids: Vec<i32> = tokens.iter().map(|&token| token as i32).collect();
+    let shape = [1, ids.len()];
+    let device = model.embedding.token.device();
+    Tensor::from_data(TensorData::new(ids, shape), &device)
+}
+
+/// Where a model's texts begin and end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Marks {
+    /// The token that the decoder of an encoder–decoder begins with.
+    pub start: u32,
+    /// The token that ends a text, if there is one.
+    pub end: Option<u32>,
+}
+
+impl Marks {
+    /// As the model's `config.json` says.
+    pub fn of(architecture: &Architecture) -> Self {
+        let id = |key: &str| {
+            let value = architecture.json.get(key)?;
+            let value = value.as_array().map_or(Some(value), |ids| ids.first())?;
+            u32::try_from(value.as_u64()?).ok()
+        };
+        Self {
+            start: id("decoder_start_token_id").unwrap_or(0),
+            end: id("eos_token_id"),
+        }
+    }
+}
+
 /// What makes a text impossible to continue.
 #[derive(Debug, thiserror::Error)]
 pub enum TextError {
@@ -123,35 +188,66 @@ pub enum TextError {
     Tokenizer(#[from] TokenizerError),
 }
 
-/// Continues `prompt` by up to `max_new_tokens` tokens, handing the prompt and then each piece of
-/// text to `on_text`, which may stop. Returns the new tokens and their text.
-pub fn continue_text(
-    model: &Transformer,
-    tokenizer: &Tokenizer,
-    prompt: &str,
-    max_new_tokens: usize,
-    sampling: SamplingConfig,
-    seed: u64,
-    mut on_text: impl FnMut(&str) -> ControlFlow<()>,
-) -> Result<(Vec<u32>, String), TextError> {
-    let prompt_tokens = tokenizer.encode(prompt)?;
-    let mut generator = Generator::new(model, &prompt_tokens, sampling, seed)?;
-    let mut stream = tokenizer.stream();
-    let mut text = String::new();
-    let mut flow = on_text(prompt);
-    for _ in 0..max_new_tokens {
-        if flow.is_break() {
-            break;
+/// A model with what it takes to write text.
+#[derive(Clone, Copy)]
+pub struct Writer<'a> {
+    /// The model.
+    pub model: &'a Transformer,
+    /// Its tokenizer.
+    pub tokenizer: &'a Tokenizer,
+    /// Where its texts begin and end.
+    pub marks: Marks,
+}
+
+impl Writer<'_> {
+    /// Continues `prompt` by up to `max_new_tokens` tokens, or up to the token that ends a text,
+    /// handing the prompt and then each piece of text to `on_text`, which may stop. A model with an
+    /// encoder reads the prompt and writes a text of its own. Returns the new tokens and their text.
+    pub fn continue_text(
+        &self,
+        prompt: &str,
+        max_new_tokens: usize,
+        sampling: SamplingConfig,
+        seed: u64,
+        mut on_text: impl FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<(Vec<u32>, String), TextError> {
+        let Self {
+            model,
+            tokenizer,
+            marks,
+        } = *self;
+        let mut generator = match model.encoder {
+            None => Generator::new(model, &tokenizer.encode(prompt)?, sampling, seed)?,
+            Some(_) => {
+                let source = tokenizer.encode_marked(&[prompt], model.context_length())?;
+                Generator::answering(model, &source.concat(), marks.start, sampling, seed)?
+            }
+        };
+        let n_given = generator.tokens().len();
+        let mut stream = tokenizer.stream();
+        let mut text = String::new();
+        let mut flow = match model.encoder {
+            None => on_text(prompt),
+            Some(_) => ControlFlow::Continue(()),
+        };
+        for _ in 0..max_new_tokens {
+            if flow.is_break() {
+                break;
+            }
+            let token = generator.next_token();
+            if Some(token) == marks.end {
+                break;
+            }
+            let piece = stream.push(token)?;
+            flow = on_text(&piece);
+            text.push_str(&piece);
         }
-        let piece = stream.push(generator.next_token())?;
-        flow = on_text(&piece);
-        text.push_str(&piece);
+        let rest = stream.finish()?;
+        if flow.is_continue() {
+            // Nothing follows that could be stopped.
+            let _ = on_text(&rest);
+        }
+        text.push_str(&rest);
+        Ok((generator.tokens[n_given..].to_vec(), text))
     }
-    let rest = stream.finish()?;
-    if flow.is_continue() {
-        // Nothing follows that could be stopped.
-        let _ = on_text(&rest);
-    }
-    text.push_str(&rest);
-    Ok((generator.tokens[prompt_tokens.len()..].to_vec(), text))
 }

@@ -269,6 +269,11 @@ pub enum HeadOutput {
 }
 
 impl Head {
+    /// Whether it labels the text rather than continuing it.
+    pub fn is_classifier(&self) -> bool {
+        self.config.classifies()
+    }
+
     /// From the last hidden state `[batch, seq, d_model]`, the pooled one `[batch, d_model]`, and the
     /// tokens `[batch, seq]`. `embedding` is the token embedding `[vocab_size, d_model]`.
     pub fn forward(

@@ -1,4 +1,5 @@
-//! Causal language modelling as a `TrainStep` of burn's learner.
+//! Language modelling as a `TrainStep` of burn's learner: the next token, or masked ones, as the batch
+//! asks.
 
 use burn::module::Module;
 use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLearningRate;
@@ -10,7 +11,8 @@ use burn_zoo_nn::{LanguageModel, mixture::Routing};
 
 use crate::optimizer::clip_by_global_norm;
 
-/// A language model that learns to predict each token from those before it.
+/// A language model that learns to predict what a batch asks: each token from those before it, or
+/// masked tokens from all others.
 #[derive(Module, Debug)]
 pub struct CausalLm<M: Module> {
     /// What is trained.
@@ -29,13 +31,13 @@ impl<M: LanguageModel> CausalLm<M> {
 
     /// The mean loss `[1]` of predicting targets from inputs, both `[batch, seq]`.
     pub fn loss(&self, inputs: Tensor<2, Int>, targets: Tensor<2, Int>) -> Tensor<1> {
-        cross_entropy(self.model.forward(inputs), targets)
+        cross_entropy(self.model.forward(inputs), targets, None)
     }
 
-    /// The same with the auxiliary losses of mixtures of experts, which training minimises too.
+    /// The same for a batch, with the auxiliary losses of mixtures of experts, which training minimises too.
     fn losses(&self, batch: &TokenBatch) -> (Tensor<1>, Tensor<1>) {
         let (logits, routing) = self.model.forward_routed(batch.inputs.clone());
-        let loss = cross_entropy(logits, batch.targets.clone());
+        let loss = cross_entropy(logits, batch.targets.clone(), batch.n_asked);
         let auxiliary = routing.iter().map(Routing::auxiliary_loss);
         let total = auxiliary.fold(loss.clone(), |sum, auxiliary| sum + auxiliary);
         (loss, total)
@@ -43,14 +45,24 @@ impl<M: LanguageModel> CausalLm<M> {
 }
 
 /// The mean of `-log p(target)` in nats: logits `[batch, seq, vocab_size]` and targets
-/// `[batch, seq]` to `[1]`.
-pub fn cross_entropy(logits: Tensor<3>, targets: Tensor<2, Int>) -> Tensor<1> {
+/// `[batch, seq]` to `[1]`. With `n_asked`, targets below 0 do not count, and so many do.
+pub fn cross_entropy(
+    logits: Tensor<3>,
+    targets: Tensor<2, Int>,
+    n_asked: Option<usize>,
+) -> Tensor<1> {
     let [batch, seq, vocab_size] = logits.dims();
     let log_probabilities = activation::log_softmax(logits.reshape([batch * seq, vocab_size]), 1);
-    log_probabilities
-        .gather(1, targets.reshape([batch * seq, 1]))
-        .mean()
-        .neg()
+    let targets = targets.reshape([batch * seq, 1]);
+    match n_asked {
+        None => log_probabilities.gather(1, targets).mean().neg(),
+        Some(n_asked) => {
+            let asked = targets.clone().greater_equal_elem(0).float();
+            let chosen = log_probabilities.gather(1, targets.clamp_min(0));
+            let asked = asked.cast(chosen.dtype());
+            (chosen * asked).sum().neg() / n_asked as f64
+        }
+    }
 }
 
 /// What a step reports. Never the logits: the learner hands outputs to another thread.
@@ -148,6 +160,8 @@ impl<M: LanguageModel> InferenceStep for CausalLm<M> {
 
     fn step(&self, batch: TokenBatch) -> LossOutput {
         let n_tokens = batch.n_tokens();
-        LossOutput::new(self.loss(batch.inputs, batch.targets), n_tokens)
+        let logits = self.model.forward(batch.inputs);
+        let loss = cross_entropy(logits, batch.targets, batch.n_asked);
+        LossOutput::new(loss, n_tokens)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use burn_zoo_data::tokenizer::TokenizerConfig;
+use burn_zoo_data::{tokenizer::TokenizerConfig, windows::Prediction};
 use burn_zoo_models::{family::Architecture, gpt::GptConfig};
 use burn_zoo_nn::ConfigError;
 use serde::{Deserialize, Serialize};
@@ -76,11 +76,37 @@ fn default_seed() -> u64 {
 }
 
 /// What a model learns to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Objective {
     /// Predict each token from those before it.
     CausalLm,
+    /// Predict masked tokens from all others.
+    MaskedLm {
+        /// The share of tokens that are asked for; BERT has 0.15.
+        probability: f64,
+    },
+}
+
+impl Objective {
+    /// What it asks of a text with tokens below `vocab_size`.
+    pub fn prediction(self, vocab_size: usize) -> Prediction {
+        match self {
+            Self::CausalLm => Prediction::Next,
+            Self::MaskedLm { probability } => Prediction::Masked {
+                probability,
+                mask: vocab_size as u32,
+            },
+        }
+    }
+
+    /// How many tokens it adds to those of the text.
+    pub fn n_extra_tokens(self) -> usize {
+        match self {
+            Self::CausalLm => 0,
+            Self::MaskedLm { .. } => 1,
+        }
+    }
 }
 
 /// A family of models and its sizes. The vocabulary comes from the tokenizer.

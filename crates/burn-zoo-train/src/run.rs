@@ -11,7 +11,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use burn::tensor::Device;
+use burn::tensor::{Device, Int, Tensor, TensorData};
 use burn_train::Interrupter;
 use burn_zoo_data::{
     corpus::Corpus,
@@ -21,13 +21,13 @@ use burn_zoo_models::{
     directory::{self, DirectoryError},
     files,
 };
-use burn_zoo_nn::{ConfigError, Transformer, TransformerConfig, init};
+use burn_zoo_nn::{ConfigError, LanguageModel, Transformer, TransformerConfig, init};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     checkpoint::RunState,
     memory,
-    recipe::{Recipe, RecipeError},
+    recipe::{Objective, Recipe, RecipeError},
     step_loop::{End, Record},
     trainer::{Display, FitError, Session, Splits, TrainerConfig, fit},
 };
@@ -147,6 +147,9 @@ pub struct Summary {
     pub saved_iteration: usize,
     /// The most memory that the process had resident, in bytes.
     pub peak_memory_bytes: Option<u64>,
+    /// For each mixture of experts, the share of the choices that each expert takes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expert_load: Option<Vec<Vec<f64>>>,
 }
 
 /// A run that has ended.
@@ -195,11 +198,13 @@ pub fn train(
         train: tokenizer.encode(&corpus.train)?.into(),
         valid: tokenizer.encode(&corpus.valid)?.into(),
     };
+    let vocab_size = tokenizer.vocab_size();
     let architecture = recipe
         .model
-        .architecture(tokenizer.vocab_size())
+        .architecture(vocab_size + recipe.objective.n_extra_tokens())
         .map_err(RunError::Model)?;
     let config = &architecture.transformer;
+    check_objective(recipe.objective, config).map_err(RunError::Model)?;
     splits
         .require_window(config.context_length())
         .map_err(FitError::from)?;
@@ -238,7 +243,7 @@ pub fn train(
     let fitted = fit(
         config.init(device),
         &splits,
-        &TrainerConfig::new(recipe, config.context_length()),
+        &TrainerConfig::new(recipe, config.context_length(), vocab_size),
         device,
         session,
     )?;
@@ -248,7 +253,10 @@ pub fn train(
         _ => {
             directory::save(&model, &architecture, out)?;
             let early = outcome.end == End::EarlyStopped;
-            let summary = summarise(recipe, config, &outcome.state, early, options.backend);
+            let summary = Summary {
+                expert_load: expert_load(&model, config, &splits.valid),
+                ..summarise(recipe, config, &outcome.state, early, options.backend)
+            };
             let json = serde_json::to_string_pretty(&summary).map_err(std::io::Error::from);
             write(SUMMARY, json.map_err(io_error(&out.join(SUMMARY)))?)?;
             Some(summary)
@@ -407,5 +415,66 @@ fn summarise(
         iterations: state.step,
         saved_iteration: saved.map_or(state.step, |valid| valid.step),
         peak_memory_bytes: memory::peak_bytes(),
+        expert_load: None,
     }
+}
+
+/// Refuses a model that sees what it is asked for, or cannot say it.
+fn check_objective(objective: Objective, config: &TransformerConfig) -> Result<(), ConfigError> {
+    let refuse = |field, problem| Err(ConfigError::new(field, problem));
+    if config.head.language().is_none() {
+        return refuse(
+            "head",
+            "must score the vocabulary: use a class with a language head",
+        );
+    }
+    if config.encoder.is_some() {
+        return refuse(
+            "encoder",
+            "is not trained by this objective: it reads one text, not two",
+        );
+    }
+    match objective {
+        Objective::CausalLm if !config.stack.is_decoder() => refuse(
+            "stack.blocks",
+            "see the token to predict: use objective = { masked_lm = { probability = 0.15 } }",
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// For each mixture of the model, the share of the choices that each expert takes, over some windows
+/// of the held-out text.
+fn expert_load(
+    model: &Transformer,
+    config: &TransformerConfig,
+    valid: &[u32],
+) -> Option<Vec<Vec<f64>>> {
+    const WINDOWS: usize = 32;
+    let mixtures = config
+        .stack
+        .blocks
+        .iter()
+        .filter_map(|block| block.mixture.as_ref());
+    let mut loads: Vec<Vec<usize>> = mixtures.map(|mixture| vec![0; mixture.n_experts]).collect();
+    if loads.is_empty() {
+        return None;
+    }
+    let seq = config.context_length();
+    let device = model.embedding.token.device();
+    for window in valid.chunks_exact(seq).take(WINDOWS) {
+        let tokens: Vec<i32> = window.iter().map(|&token| token as i32).collect();
+        let tokens = Tensor::<2, Int>::from_data(TensorData::new(tokens, [1, seq]), &device);
+        let (_, routing) = model.forward_routed(tokens);
+        for (load, routing) in loads.iter_mut().zip(routing) {
+            for (sum, taken) in load.iter_mut().zip(routing.load) {
+                *sum += taken;
+            }
+        }
+    }
+    let shares = loads.into_iter().map(|load| {
+        let total = load.iter().sum::<usize>().max(1) as f64;
+        load.into_iter().map(|taken| taken as f64 / total).collect()
+    });
+    Some(shares.collect())
 }

@@ -8,7 +8,9 @@ use burn::tensor::Device;
 use burn_train::metric::LearningRateMetric;
 use burn_train::renderer::{MetricsRenderer, tui::TuiMetricsRendererWrapper};
 use burn_train::{Interrupter, Learner, SupervisedTraining, TrainingStrategy};
-use burn_zoo_data::windows::{RandomWindows, StepShape, TooShort, WholeSplit, require_window};
+use burn_zoo_data::windows::{
+    Prediction, RandomWindows, StepShape, TooShort, WholeSplit, require_window,
+};
 use burn_zoo_nn::LanguageModel;
 
 use crate::{
@@ -30,6 +32,8 @@ pub struct TrainerConfig {
     pub seed: u64,
     /// Tokens in a window.
     pub context_length: usize,
+    /// What is asked of them.
+    pub prediction: Prediction,
     /// How parameters follow gradients.
     pub optimizer: OptimizerConfig,
     /// How the learning rate changes.
@@ -39,11 +43,12 @@ pub struct TrainerConfig {
 }
 
 impl TrainerConfig {
-    /// What a recipe says, for windows as long as its model's context.
-    pub fn new(recipe: &Recipe, context_length: usize) -> Self {
+    /// What a recipe says, for windows as long as its model's context, of tokens below `vocab_size`.
+    pub fn new(recipe: &Recipe, context_length: usize, vocab_size: usize) -> Self {
         Self {
             seed: recipe.seed,
             context_length,
+            prediction: recipe.objective.prediction(vocab_size),
             optimizer: recipe.optimizer.clone(),
             schedule: recipe.schedule.clone(),
             training: recipe.training.clone(),
@@ -162,6 +167,7 @@ pub struct Fitted<M> {
 ///
 /// ```
 /// use burn::tensor::Device;
+/// use burn_zoo_data::windows::Prediction;
 /// use burn_zoo_nn::{TransformerConfig, block::BlockConfig, init};
 /// use burn_zoo_train::{optimizer::OptimizerConfig, recipe::LoopConfig, schedule::ScheduleConfig};
 /// use burn_zoo_train::trainer::{Session, Splits, TrainerConfig, fit};
@@ -175,6 +181,7 @@ pub struct Fitted<M> {
 /// let config = TrainerConfig {
 ///     seed: 1,
 ///     context_length: 8,
+///     prediction: Prediction::Next,
 ///     optimizer: OptimizerConfig::new(1e-2),
 ///     schedule: ScheduleConfig::Constant { warmup_iterations: 0 },
 ///     training: LoopConfig::new(30, 8),
@@ -225,13 +232,15 @@ pub fn fit<M: LanguageModel>(
         context_length: config.context_length,
     };
     let steps = start.step..training.iterations.max(start.step);
-    let train = RandomWindows::new(splits.train.clone(), shape, config.seed, steps, device)?;
+    let train = RandomWindows::new(splits.train.clone(), shape, config.seed, steps, device)?
+        .asking(config.prediction);
     let valid = WholeSplit::new(
         splits.valid.clone(),
         training.batch_size,
         config.context_length,
         device,
-    )?;
+    )?
+    .asking(config.prediction);
 
     let renderer: Box<dyn MetricsRenderer> = match session.display {
         Display::Screen => {

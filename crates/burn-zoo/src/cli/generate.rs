@@ -6,7 +6,10 @@ use std::path::PathBuf;
 
 use crate::{
     data::tokenizer::Tokenizer,
-    infer::{generate::continue_text, sampling::SamplingConfig},
+    infer::{
+        generate::{Marks, Writer},
+        sampling::SamplingConfig,
+    },
     models::directory,
 };
 use serde::Serialize;
@@ -66,7 +69,12 @@ pub fn run(arguments: &Arguments) -> Result<End> {
     };
     let device = arguments.backend.find()?.device;
     let tokenizer = Tokenizer::load(&arguments.model.join(directory::TOKENIZER))?;
-    let (model, _) = directory::load(&arguments.model, &device)?;
+    let (model, architecture) = directory::load(&arguments.model, &device)?;
+    let writer = Writer {
+        model: &model,
+        tokenizer: &tokenizer,
+        marks: Marks::of(&architecture),
+    };
 
     let mut samples = Vec::new();
     for index in 0..arguments.samples {
@@ -82,9 +90,7 @@ pub fn run(arguments: &Arguments) -> Result<End> {
             true => ControlFlow::Continue(()),
             false => show(text),
         };
-        let (tokens, text) = continue_text(
-            &model,
-            &tokenizer,
+        let (tokens, text) = writer.continue_text(
             &arguments.prompt,
             arguments.max_new_tokens,
             sampling.clone(),

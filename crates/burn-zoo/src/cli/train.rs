@@ -7,7 +7,10 @@ use std::path::{Path, PathBuf};
 use crate::{
     OWN_RECIPE, OWN_TEXT,
     data::corpus::read_text,
-    infer::{generate::continue_text, sampling::SamplingConfig},
+    infer::{
+        generate::{Marks, Writer},
+        sampling::SamplingConfig,
+    },
     train::{
         Interrupter, Recipe,
         run::{self, Run, RunOptions, Start, Summary},
@@ -172,8 +175,12 @@ fn stop_on_ctrl_c() -> Result<Interrupter> {
     Ok(interrupter)
 }
 
-/// Texts that start where a line does, or else as the corpus starts.
+/// Texts that start where a line does, or else as the corpus starts. A model that sees both ways writes
+/// none.
 fn write_samples(run: &Run, corpus: &str, seed: u64) -> Result<Vec<String>> {
+    if !run.model.is_decoder() {
+        return Ok(Vec::new());
+    }
     let sampling = SamplingConfig {
         temperature: 0.8,
         top_k: Some(50),
@@ -185,17 +192,13 @@ fn write_samples(run: &Run, corpus: &str, seed: u64) -> Result<Vec<String>> {
     };
     let sample = |index: u64| {
         let quietly = |_: &str| ControlFlow::Continue(());
-        let (model, tokenizer) = (&run.model, &run.tokenizer);
-        let seed = seed.wrapping_add(index);
-        let (_, text) = continue_text(
-            model,
-            tokenizer,
-            prompt,
-            SAMPLE_TOKENS,
-            sampling.clone(),
-            seed,
-            quietly,
-        )?;
+        let writer = Writer {
+            model: &run.model,
+            tokenizer: &run.tokenizer,
+            marks: Marks::default(),
+        };
+        let (seed, sampling) = (seed.wrapping_add(index), sampling.clone());
+        let (_, text) = writer.continue_text(prompt, SAMPLE_TOKENS, sampling, seed, quietly)?;
         Ok(text)
     };
     (0..SAMPLES).map(sample).collect()
@@ -215,6 +218,12 @@ fn print(summary: &Summary, samples: &[String], out: &Path) {
     println!("training loss     {:.4}", summary.train_loss);
     println!("tokens per second {:.0}", summary.tokens_per_second);
     println!("parameters        {}", summary.parameters);
+    if let Some(loads) = &summary.expert_load {
+        for (index, load) in loads.iter().enumerate() {
+            let shares: Vec<String> = load.iter().map(|s| format!("{:.0}", 100.0 * s)).collect();
+            println!("experts, layer {:<2} {} %", index + 1, shares.join(" "));
+        }
+    }
     println!("time              {:.0} s", summary.seconds);
     println!("model directory   {}", out.display());
 }
