@@ -618,3 +618,224 @@ mod unix {
         assert_eq!(report["iterations"], 18);
     }
 }
+
+/// A directory of `tests/reference/`.
+fn reference(case: &str) -> String {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/reference");
+    format!("{folder}/{case}")
+}
+
+#[test]
+fn models_are_listed_with_their_counts() {
+    let bench = Bench::new();
+    let text = stdout(&mut bench.command(&["models"]));
+    for expected in ["bloom-176b", "176,247,271,424", "a reconstruction"] {
+        assert!(text.contains(expected), "{text}");
+    }
+    let listed: Value =
+        serde_json::from_str(&stdout(&mut bench.command(&["models", "--json"]))).unwrap();
+    let listed = listed.as_array().unwrap();
+    let find = |name: &str| {
+        let found = listed.iter().find(|model| model["name"] == name);
+        found
+            .unwrap_or_else(|| panic!("{name} is not listed"))
+            .clone()
+    };
+    for name in [
+        "gpt2-124m",
+        "gpt3-175b",
+        "bert-base",
+        "bloom-176b",
+        "mt-nlg-530b",
+        "lamda-137b",
+        "wudao2-1.75t",
+        "esm2-15b",
+        "t5-small",
+    ] {
+        let model = find(name);
+        assert!(
+            model["parameters"].is_u64() && model["published_parameters"].is_u64(),
+            "{model}"
+        );
+        assert!(
+            model["family"].is_string() && model["layers"].is_u64(),
+            "{model}"
+        );
+    }
+    let gpt2 = find("gpt2-124m");
+    assert_eq!(gpt2["parameters"], 124_439_808);
+    assert_eq!(gpt2["weight_bytes_bf16"], 2 * 124_439_808);
+    assert_eq!(gpt2["training_bytes_adamw"], 16u64 * 124_439_808);
+}
+
+#[test]
+fn a_model_is_drawn_with_shapes() {
+    let bench = Bench::new();
+    let text = stdout(&mut bench.command(&["models", "wudao2-1.75t"]));
+    for expected in [
+        "1,749,661,151,952 parameters",
+        "271 × 134,238,208",
+        "weight [4096, 16384]",
+        "2 of 271 experts",
+    ] {
+        assert!(text.contains(expected), "{text}");
+    }
+    let json = stdout(&mut bench.command(&["models", "gpt2-124m", "--json"]));
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["tree"]["parameters"], json["parameters"]);
+    assert_eq!(
+        refusal(&mut bench.command(&["models", "bert-huge"])),
+        "error: there is no model `bert-huge`: there are bert-tiny, bert-mini, bert-small, \
+         bert-medium, bert-base, bert-large"
+    );
+}
+
+#[test]
+fn forward_writes_every_output_by_name() {
+    let bench = Bench::new();
+    let case = reference("bert-pretraining");
+    let input = format!("{case}/input.json");
+    let mut command = bench.command(&["forward", &case, "--input", &input]);
+    let text = stdout(command.args(["--output", "out.safetensors", "--backend", "flex"]));
+    assert!(text.contains("prediction_logits [") && text.contains("seq_relationship_logits ["));
+    let read = |path: &Path| {
+        let bytes = fs::read(path).unwrap();
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let view = tensors.tensor("prediction_logits").unwrap();
+        let values = view.data().as_chunks::<4>().0.iter();
+        values
+            .map(|&bytes| f32::from_le_bytes(bytes))
+            .collect::<Vec<_>>()
+    };
+    let found = read(&bench.path("out.safetensors"));
+    let expected = read(&Path::new(&case).join("outputs.safetensors"));
+    assert_eq!(found.len(), expected.len());
+    // At padding too, since it is on the right.
+    assert!(
+        found
+            .iter()
+            .zip(&expected)
+            .all(|(a, b)| (a - b).abs() < 1e-4)
+    );
+}
+
+#[test]
+fn unusable_inputs_and_directories_are_refused() {
+    let bench = Bench::new();
+    let case = reference("bert");
+    let run = |directory: &str, input: &str| {
+        fs::write(bench.path("in.json"), input).unwrap();
+        let mut command = bench.command(&["forward", directory, "--input", "in.json"]);
+        refusal(command.args(["--output", "out.safetensors", "--backend", "flex"]))
+    };
+    for (input, expected) in [
+        ("{}", "in.json: missing field `input_ids`"),
+        (r#"{"input_ids": []}"#, "input_ids: is empty"),
+        (
+            r#"{"input_ids": [[1, 2], [3]]}"#,
+            "input_ids: must have one length",
+        ),
+        (
+            r#"{"input_ids": [[99999]]}"#,
+            "input_ids: must be at least 0 and below",
+        ),
+        (
+            r#"{"input_ids": [[1, 2]], "attention_mask": [[1]]}"#,
+            "attention_mask: must have the shape of input_ids, [1, 2], got [1, 1]",
+        ),
+        (
+            r#"{"input_ids": [[1]], "decoder_input_ids": [[1]]}"#,
+            "decoder_input_ids: are for models with an encoder and a decoder",
+        ),
+        (
+            r#"{"input_ids": [[1]], "tokens": 3}"#,
+            "unknown field `tokens`",
+        ),
+    ] {
+        let found = run(&case, input);
+        assert!(found.contains(expected), "{found}");
+    }
+
+    // Directories: a pickle, a class without a head here, a tensor that is not there.
+    let copy = |change: &dyn Fn(&Path)| {
+        let folder = bench.path("copy");
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir(&folder).unwrap();
+        for name in ["config.json", "model.safetensors"] {
+            fs::copy(Path::new(&case).join(name), folder.join(name)).unwrap();
+        }
+        change(&folder);
+        run("copy", r#"{"input_ids": [[1, 2]]}"#)
+    };
+    let found = copy(&|folder| {
+        fs::rename(
+            folder.join("model.safetensors"),
+            folder.join("pytorch_model.bin"),
+        )
+        .unwrap();
+    });
+    assert!(
+        found.contains("is a Python pickle") && found.contains("save_pretrained"),
+        "{found}"
+    );
+    let edit = |folder: &Path, key: &str, value: Value| {
+        let path = folder.join("config.json");
+        let mut config = json(&path);
+        config[key] = value;
+        fs::write(&path, config.to_string()).unwrap();
+    };
+    let with = |key: &str, value: Value| copy(&|folder| edit(folder, key, value.clone()));
+    let found = with(
+        "architectures",
+        serde_json::json!(["BertForTokenClassification"]),
+    );
+    assert!(found.contains("`classifier.weight` is missing"), "{found}");
+    let found = with(
+        "architectures",
+        serde_json::json!(["BertForMultipleChoice"]),
+    );
+    assert!(
+        found.contains("has a head that the zoo does not have"),
+        "{found}"
+    );
+    let found = with("hidden_act", "mish".into());
+    assert!(
+        found.contains("hidden_act: unknown activation `mish`"),
+        "{found}"
+    );
+    let found = with("type_vocab_size", 7.into());
+    assert!(
+        found.contains("`embeddings.token_type_embeddings.weight` has shape [")
+            && found.contains("expected [7, "),
+        "{found}"
+    );
+}
+
+/// A model of a family of `transformers`, trained by a recipe, is a directory of that family.
+#[test]
+fn a_family_is_trained_by_its_configuration() {
+    let bench = Bench::new();
+    let (start, rest) = RECIPE.split_once("[model.gpt]").unwrap();
+    let (_, rest) = rest.split_once("[optimizer]").unwrap();
+    let recipe = |model: &str| {
+        let text = format!("{start}[model.config]\n{model}\n[optimizer]{rest}");
+        fs::write(bench.path("recipe.toml"), text).unwrap();
+    };
+    recipe("model_type = \"bloom\"\nhidden_size = 12\nn_layer = 1\nn_head = 3\nseq_length = 8");
+    stdout(&mut bench.train(&["--out", "bloom"]));
+    let config = json(&bench.path("bloom/config.json"));
+    assert_eq!(config["model_type"], "bloom");
+    assert_eq!(config["architectures"][0], "BloomForCausalLM");
+    let text = stdout(&mut bench.command(&["generate", "bloom", "--max-new-tokens", "5"]));
+    assert!(text.chars().count() >= 5, "{text}");
+
+    recipe("model_type = \"bloom\"\nhiden_size = 12");
+    let found = refusal(&mut bench.train(&["--out", "other"]));
+    assert!(
+        found.contains("`model.config.hiden_size`: is no field of BLOOM"),
+        "{found}"
+    );
+    recipe("model_type = \"bert\"\nhidden_size = 12\nnum_attention_heads = 2");
+    let found = refusal(&mut bench.train(&["--out", "other"]));
+    assert!(found.contains("see the token to predict"), "{found}");
+}

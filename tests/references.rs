@@ -9,17 +9,17 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Gradients, Tensor, TensorData};
+use burn::tensor::{Device, Gradients, Int, Tensor, TensorData};
 use burn_zoo::{
     backend::Hardware,
-    infer::embed::SentenceEncoder,
+    infer::{embed::SentenceEncoder, generate::Generator, sampling::SamplingConfig},
     models::{
         directory,
         inputs::InputFile,
         outputs::{NamedOutput, named_outputs},
         weights::{self, ParameterValue, Tensors},
     },
-    nn::{init, mixture::Routing, transformer::Outputs},
+    nn::{Inputs, init, mixture::Routing, transformer::Outputs},
 };
 use common::devices;
 use safetensors::SafeTensors;
@@ -238,6 +238,63 @@ fn outputs_and_gradients_are_those_of_the_reference() {
         }
     }
     assert!(failures.is_empty(), "\n{}", failures.join("\n"));
+}
+
+/// Greedy generation with a cache, of every decoder family and of encoder–decoders, against the most
+/// likely token of a whole forward pass at each step.
+#[test]
+fn generation_equals_repeated_forward_passes() {
+    const PROMPT: usize = 3;
+    const NEW: usize = 4;
+    let device = common::processor();
+    let mut families = std::collections::BTreeSet::new();
+    for case in cases() {
+        let (model, architecture) = directory::load(&case, &device).unwrap();
+        if !model.is_decoder() || architecture.transformer.head.language().is_none() {
+            continue;
+        }
+        families.insert(architecture.json["model_type"].to_string());
+        let text = fs::read_to_string(case.join("input.json")).unwrap();
+        let input: InputFile = serde_json::from_str(&text).unwrap();
+        // The longest sequence has no padding.
+        let mask = input.attention_mask.clone().unwrap_or(vec![vec![1; 99]; 9]);
+        let row = (0..input.input_ids.len()).max_by_key(|&row| mask[row].iter().sum::<i64>());
+        let ids: Vec<u32> = input.input_ids[row.unwrap()]
+            .iter()
+            .map(|&id| id as u32)
+            .collect();
+        let greedy = SamplingConfig {
+            temperature: 0.0,
+            ..SamplingConfig::default()
+        };
+        let has_encoder = model.encoder.is_some();
+        let mut generator = match has_encoder {
+            true => Generator::answering(&model, &ids, 0, greedy, 0).unwrap(),
+            false => Generator::new(&model, &ids[..PROMPT], greedy, 0).unwrap(),
+        };
+        let tokens = |ids: &[u32]| {
+            let ids: Vec<i64> = ids.iter().map(|&id| id.into()).collect();
+            Tensor::<1, Int>::from_data(ids.as_slice(), &device).unsqueeze::<2>()
+        };
+        for _ in 0..NEW {
+            let read = generator.tokens().to_vec();
+            let inputs = match has_encoder {
+                true => Inputs {
+                    decoder_tokens: Some(tokens(&read)),
+                    ..tokens(&ids).into()
+                },
+                false => Inputs {
+                    prefix_lengths: Some(Tensor::<1, Int>::from_data([PROMPT as i64], &device)),
+                    ..tokens(&read).into()
+                },
+            };
+            let logits = model.logits(model.outputs(inputs).hidden);
+            let last = logits.narrow(1, read.len() - 1, 1).flatten::<1>(0, 2);
+            let expected = last.argmax(0).into_scalar::<i64>() as u32;
+            assert_eq!(generator.next_token(), expected, "{}", case.display());
+        }
+    }
+    assert!(families.len() >= 12, "{families:?}");
 }
 
 fn python() -> String {
