@@ -9,7 +9,7 @@ fn main() -> io::Result<()> {
     let manifest = env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR");
     let root = Path::new(&manifest).join("../..");
     let mut files = Vec::new();
-    for name in ["README.md", "ARCHITECTURE.md", "crates", "examples"] {
+    for name in ["README.md", "ARCHITECTURE.md", "docs", "crates", "examples"] {
         let path = root.join(name);
         println!("cargo::rerun-if-changed={}", path.display());
         collect(&path, &mut files)?;

@@ -274,10 +274,25 @@ pub trait FamilyConfig: Serialize + DeserializeOwned {
     fn build(&self, task: Task, common: &Common)
     -> Result<(TransformerConfig, Names), ConfigError>;
 
+    /// Values of fields that a `config.json` leaves out, where [`Default`] has others.
+    fn left_out() -> Value {
+        Value::Null
+    }
+
     /// The sizes that were published.
     fn presets() -> Vec<Preset> {
         Vec::new()
     }
+}
+
+/// Reads the fields of a family.
+fn parse_fields<C: FamilyConfig>(json: Map<String, Value>) -> Result<C, ConfigError> {
+    let mut fields = match C::left_out() {
+        Value::Object(fields) => fields,
+        _ => Map::new(),
+    };
+    fields.extend(json);
+    parse(Value::Object(fields))
 }
 
 type Build = fn(&Map<String, Value>) -> Result<(TransformerConfig, Names), ConfigError>;
@@ -304,18 +319,17 @@ impl Family {
             name: C::NAME,
             class: C::CLASS,
             build: |json| {
-                let value = Value::Object(json.clone());
-                let common: Common = parse(value.clone())?;
+                let common: Common = parse(Value::Object(json.clone()))?;
                 let class = common
                     .architectures
                     .as_ref()
                     .and_then(|names| names.first());
                 let task = Task::from_class(class.map_or(C::CLASS, String::as_str))?;
-                parse::<C>(value)?.build(task, &common)
+                parse_fields::<C>(json.clone())?.build(task, &common)
             },
             fields: || {
-                let empty = Value::Object(Map::new());
-                match parse::<C>(empty).map(|config| serde_json::to_value(config)) {
+                let config = parse_fields::<C>(Map::new());
+                match config.map(|config| serde_json::to_value(config)) {
                     Ok(Ok(Value::Object(fields))) => fields.keys().cloned().collect(),
                     _ => Vec::new(),
                 }

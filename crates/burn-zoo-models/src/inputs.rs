@@ -1,7 +1,10 @@
 //! What a model reads, as a JSON file that names it as the `transformers` library does.
 
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
-use burn_zoo_nn::{ConfigError, Inputs, TransformerConfig, embedding::PositionConfig};
+use burn_zoo_nn::{
+    ConfigError, HeadConfig, Inputs, TransformerConfig, embedding::PositionConfig,
+    head::SequenceState,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::family::Architecture;
@@ -89,8 +92,24 @@ impl InputFile {
             Ok(Some(other))
         };
         let visible = alike("attention_mask", &self.attention_mask, 2)?;
-        let n_segments = config.embedding.n_segments.max(1);
+        let n_segments = config.embedding.n_segments;
+        if n_segments == 0 && self.token_type_ids.is_some() {
+            let problem = "are for models that tell segments apart, which this one does not";
+            return Err(ConfigError::new("token_type_ids", problem));
+        }
         let segments = alike("token_type_ids", &self.token_type_ids, n_segments)?;
+        let reads_last = matches!(
+            config.head,
+            HeadConfig::Sequence {
+                state: SequenceState::Last { padding_id: None },
+                ..
+            }
+        );
+        if reads_last && self.input_ids.len() > 1 {
+            let problem = "must be one sequence: config.json has no pad_token_id, so that the last \
+                           token of a padded one could not be found";
+            return Err(ConfigError::new("input_ids", problem));
+        }
         Ok(Inputs {
             visible: visible.map(|mask| -> Tensor<2, Bool> { mask.equal_elem(1) }),
             segments,
@@ -133,6 +152,18 @@ impl InputFile {
                 let field = "decoder_input_ids";
                 let decoder = matrix(field, rows, config.vocab_size(), device)?;
                 check_length(field, &decoder, config)?;
+                let reads_mark = matches!(
+                    config.head,
+                    HeadConfig::Sequence {
+                        state: SequenceState::LastOccurrence { .. },
+                        ..
+                    }
+                );
+                if reads_mark && decoder.dims() != tokens.dims() {
+                    let problem = "must have the shape of input_ids, where the end mark is looked \
+                                   for; leave them out to have them made";
+                    return Err(ConfigError::new(field, problem));
+                }
                 if rows.len() != self.input_ids.len() {
                     let problem = format!(
                         "must be as many sequences as input_ids, {}, got {}",
@@ -153,10 +184,9 @@ impl InputFile {
                 let start = start.and_then(serde_json::Value::as_i64).unwrap_or(0);
                 let [batch, seq] = tokens.dims();
                 let first = Tensor::<2, Int>::zeros([batch, 1], device) + start;
-                let rest = tokens.clone().narrow(1, 0, seq - 1);
                 Ok(Some(match seq {
                     1 => first,
-                    _ => Tensor::cat(vec![first, rest], 1),
+                    _ => Tensor::cat(vec![first, tokens.clone().narrow(1, 0, seq - 1)], 1),
                 }))
             }
             (None, Some(_)) => Err(ConfigError::new(

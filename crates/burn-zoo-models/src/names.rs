@@ -168,6 +168,11 @@ impl Names {
     /// Writes names of the base model without their prefix, as a checkpoint without a head has them.
     pub fn without_prefix(mut self) -> Self {
         let prefix = std::mem::take(&mut self.prefix);
+        for (name, _) in &mut self.constants {
+            if let Some(rest) = name.strip_prefix(&prefix) {
+                *name = rest.to_owned();
+            }
+        }
         self.other_prefixes.push(prefix);
         self
     }
@@ -259,7 +264,8 @@ impl Names {
         self
     }
 
-    /// A tensor that checkpoints of the family may carry and that is no parameter, without prefix.
+    /// A tensor that checkpoints of the family may carry and that is no parameter of this model, without
+    /// the base model's prefix. A name that ends in `.*` stands for all that begin so.
     pub fn ignore(mut self, theirs: &str) -> Self {
         self.ignored.insert(theirs.to_owned());
         self
@@ -267,16 +273,21 @@ impl Names {
 
     /// A vector of the base model that is no parameter, but that other libraries miss when it is not
     /// written.
-    pub fn constant(mut self, theirs: &str, values: Vec<f32>) -> Self {
+    pub fn constant(self, theirs: &str, values: Vec<f32>) -> Self {
+        let name = format!("{}{theirs}", self.prefix);
+        self.head_constant(&name, values).ignore(theirs)
+    }
+
+    /// The same of a head.
+    pub fn head_constant(mut self, theirs: &str, values: Vec<f32>) -> Self {
         self.constants.push((theirs.to_owned(), values));
         self.ignore(theirs)
     }
 
     /// Those vectors, by the names to write.
-    pub fn constants(&self) -> impl Iterator<Item = (String, &[f32])> {
-        let prefix = &self.prefix;
+    pub fn constants(&self) -> impl Iterator<Item = (&str, &[f32])> {
         let constants = self.constants.iter();
-        constants.map(move |(name, values)| (format!("{prefix}{name}"), values.as_slice()))
+        constants.map(|(name, values)| (name.as_str(), values.as_slice()))
     }
 
     /// Where one of our parameters is.
@@ -330,6 +341,13 @@ impl Names {
         let prefixes = prefixes.chain(self.other_prefixes.iter().map(String::as_str));
         prefixes
             .filter_map(|prefix| theirs.strip_prefix(prefix))
-            .any(|name| self.ignored.contains(&abstracted(name).0))
+            .map(|name| abstracted(name).0)
+            .any(|name| {
+                let is_within = |pattern: &String| {
+                    let start = pattern.strip_suffix('*');
+                    start.is_some_and(|start| name.starts_with(start))
+                };
+                self.ignored.contains(&name) || self.ignored.iter().any(is_within)
+            })
     }
 }

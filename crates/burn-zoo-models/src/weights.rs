@@ -151,7 +151,9 @@ impl Matrix {
 pub fn save<M: Module>(module: &M, names: &Names, path: &Path) -> Result<(), WeightsError> {
     let mut tensors = collect(module, names, Value)?;
     let constants = names.constants();
-    tensors.extend(constants.map(|(name, values)| (name, (vec![values.len()], values.to_vec()))));
+    tensors.extend(
+        constants.map(|(name, values)| (name.to_owned(), (vec![values.len()], values.to_vec()))),
+    );
     write(&tensors, path)
 }
 
@@ -378,6 +380,8 @@ pub fn load<M: Module>(module: M, names: &Names, directory: &Path) -> Result<M, 
         .keys()
         .filter(|name| !used.contains(*name) && !names.is_ignored(name));
     problems.extend(unexpected.map(|name| format!("`{name}` is unexpected")));
+    // Parts of one tensor miss it together.
+    problems.dedup();
     if problems.is_empty() {
         return Ok(module);
     }

@@ -1,7 +1,7 @@
 //! Positions as something added to attention scores: ALiBi and T5's relative buckets.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Int, Tensor, TensorData, module};
+use burn::tensor::{Bool, Device, Int, Tensor, TensorData, module};
 use serde::{Deserialize, Serialize};
 
 use crate::{ConfigError, init, require_positive};
@@ -28,6 +28,23 @@ pub fn alibi(n_heads: usize, seq_q: usize, seq_k: usize, device: &Device) -> Ten
         }
     }
     Tensor::from_data(TensorData::new(values, [1, n_heads, seq_q, seq_k]), device)
+}
+
+/// The same where padding is not counted in distances, `[batch, n_heads, seq_q, seq_k]`, from which of
+/// the keys are real, `[batch, seq_k]`.
+pub fn alibi_between_real(n_heads: usize, seq_q: usize, real: Tensor<2, Bool>) -> Tensor<4> {
+    let [batch, seq_k] = real.dims();
+    let device = real.device();
+    let real = real.int();
+    let positions = ((real.clone().cumsum(1) - 1) * real).float();
+    let queries = positions.clone().narrow(1, seq_k - seq_q, seq_q);
+    let distance = queries.reshape([batch, 1, seq_q, 1]) - positions.reshape([batch, 1, 1, seq_k]);
+    let slopes: Vec<f32> = alibi_slopes(n_heads)
+        .iter()
+        .map(|&slope| slope as f32)
+        .collect();
+    let slopes = Tensor::<4>::from_data(TensorData::new(slopes, [1, n_heads, 1, 1]), &device);
+    -(distance.abs() * slopes)
 }
 
 /// Whether keys after the query have buckets of their own.

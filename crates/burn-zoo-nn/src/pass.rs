@@ -88,9 +88,10 @@ impl Pass {
 
     fn compose_bias(&self, key: BiasKey, seq: usize, device: &Device) -> Option<Tensor<4>> {
         let end = self.start + seq;
-        let alibi = key
-            .alibi_heads
-            .map(|n_heads| bias::alibi(n_heads, seq, end, device));
+        let alibi = key.alibi_heads.map(|n_heads| match &self.visible {
+            None => bias::alibi(n_heads, seq, end, device),
+            Some(visible) => bias::alibi_between_real(n_heads, seq, visible.clone()),
+        });
         let prefix = key.has_prefix.then(|| hide(self.prefix(seq, device)));
         let padding = self.visible.clone().map(|visible| {
             let [batch, keys] = visible.dims();

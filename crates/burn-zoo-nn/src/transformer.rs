@@ -327,6 +327,8 @@ impl Transformer {
     /// When a model with an encoder is given no `decoder_tokens`.
     pub fn outputs(&self, inputs: impl Into<Inputs>) -> Outputs {
         let inputs = inputs.into();
+        // Heads look for marks in what was given, not in what a decoder is fed.
+        let tokens = inputs.tokens.clone();
         let memory = self.encode(&inputs);
         let stack_inputs = match &memory {
             None => inputs,
@@ -337,7 +339,6 @@ impl Transformer {
                     .into()
             }
         };
-        let tokens = stack_inputs.tokens.clone();
         let encoder_hidden = memory.as_ref().map(|memory| memory.hidden.clone());
         let pass = Pass {
             memory,

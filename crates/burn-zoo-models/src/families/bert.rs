@@ -11,6 +11,7 @@ use burn_zoo_nn::{
     norm::NormConfig,
 };
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use super::{head_dim, no_such_head, projection};
 use crate::{
@@ -177,7 +178,7 @@ impl EncoderFields {
 }
 
 /// The names of BERT's heads.
-pub(super) fn head_names(names: Names, task: Task, is_tied: bool) -> Names {
+pub(super) fn head_names(names: Names, task: Task, fields: &EncoderFields) -> Names {
     let names = match task {
         Task::Base => names.without_prefix(),
         _ => names,
@@ -185,13 +186,8 @@ pub(super) fn head_names(names: Names, task: Task, is_tied: bool) -> Names {
     let language = |names: Names| {
         let names = names
             .head_linear("head.transform.dense", "cls.predictions.transform.dense")
-            .head_norm("head.transform.norm", "cls.predictions.transform.LayerNorm")
-            .head("head.bias", "cls.predictions.bias")
-            .alias("head.bias", "cls.predictions.decoder.bias");
-        match is_tied {
-            true => names.alias("embedding.token", "cls.predictions.decoder.weight"),
-            false => names.head_linear("head.projection", "cls.predictions.decoder"),
-        }
+            .head_norm("head.transform.norm", "cls.predictions.transform.LayerNorm");
+        decoder_names(names, "cls.predictions", fields)
     };
     let next_sentence = |names: Names| names.head_linear("head.classifier", "cls.seq_relationship");
     match task {
@@ -201,6 +197,23 @@ pub(super) fn head_names(names: Names, task: Task, is_tied: bool) -> Names {
         Task::Sequence | Task::Token => names.head_linear("head.classifier", "classifier"),
         Task::Span => names.head_linear("head.classifier", "qa_outputs"),
         Task::Base | Task::Language | Task::Encoder => names,
+    }
+}
+
+/// The projection to the vocabulary and its bias. A tied one stores the bias once, beside the projection;
+/// an untied one stores another that it never adds, and adds the projection's own.
+fn decoder_names(names: Names, head: &str, fields: &EncoderFields) -> Names {
+    let (beside, own) = (format!("{head}.bias"), format!("{head}.decoder.bias"));
+    let projection = format!("{head}.decoder");
+    match fields.tie_word_embeddings {
+        true => names
+            .head("head.bias", &beside)
+            .alias("head.bias", &own)
+            .alias("embedding.token", &format!("{projection}.weight")),
+        false => names
+            .head_linear("head.projection", &projection)
+            .head("head.bias", &own)
+            .head_constant(&beside, vec![0.0; fields.vocab_size]),
     }
 }
 
@@ -245,10 +258,11 @@ pub(super) fn encoder_names(prefix: &str) -> Names {
         .ignore("embeddings.position_ids")
         .ignore("embeddings.token_type_ids")
         // Checkpoints of pre-training carry these into tasks that have no use for them.
-        .ignore("pooler.dense.weight")
-        .ignore("pooler.dense.bias")
-        .ignore("cls.seq_relationship.weight")
-        .ignore("cls.seq_relationship.bias")
+        .ignore("pooler.*")
+        .ignore("cls.*")
+        .ignore("lm_head.*")
+        .ignore("classifier.*")
+        .ignore("qa_outputs.*")
 }
 
 fn post_norm_names(prefix: &str) -> Names {
@@ -286,7 +300,7 @@ impl FamilyConfig for BertConfig {
         let mut config = fields.encoder(NormPlacement::Post)?;
         config.embedding.norm = Some(fields.norm());
         (config.head, config.pooler) = fields.head(Self::NAME, task, common)?;
-        let names = head_names(post_norm_names("bert."), task, fields.tie_word_embeddings);
+        let names = head_names(post_norm_names("bert."), task, fields);
         Ok((config, names))
     }
 
@@ -339,6 +353,11 @@ impl FamilyConfig for RobertaConfig {
     const NAME: &'static str = "RoBERTa";
     const CLASS: &'static str = "RobertaForMaskedLM";
 
+    /// As the reference's configuration class has them.
+    fn left_out() -> Value {
+        json!({ "vocab_size": 50265 })
+    }
+
     fn build(
         &self,
         task: Task,
@@ -374,10 +393,12 @@ impl FamilyConfig for RobertaConfig {
             _ => return Err(no_such_head(Self::NAME, task)),
         };
         let names = post_norm_names("roberta.");
-        Ok((
-            config,
-            roberta_head_names(names, task, fields.tie_word_embeddings),
-        ))
+        let names = roberta_head_names(names, task);
+        let names = match task {
+            Task::MaskedLanguage => decoder_names(names, "lm_head", fields),
+            _ => names,
+        };
+        Ok((config, names))
     }
 
     fn presets() -> Vec<Preset> {
@@ -412,24 +433,16 @@ pub(super) fn offset_context(rows: usize, padding_id: usize) -> Result<usize, Co
     })
 }
 
-/// The names of RoBERTa's heads, which ESM shares.
-pub(super) fn roberta_head_names(names: Names, task: Task, is_tied: bool) -> Names {
+/// The names of RoBERTa's heads, which ESM shares but for the projection to the vocabulary.
+pub(super) fn roberta_head_names(names: Names, task: Task) -> Names {
     let names = match task {
         Task::Base => names.without_prefix(),
         _ => names,
     };
     match task {
-        Task::MaskedLanguage => {
-            let names = names
-                .head_linear("head.transform.dense", "lm_head.dense")
-                .head_norm("head.transform.norm", "lm_head.layer_norm")
-                .head("head.bias", "lm_head.bias")
-                .alias("head.bias", "lm_head.decoder.bias");
-            match is_tied {
-                true => names.alias("embedding.token", "lm_head.decoder.weight"),
-                false => names.head_linear("head.projection", "lm_head.decoder"),
-            }
-        }
+        Task::MaskedLanguage => names
+            .head_linear("head.transform.dense", "lm_head.dense")
+            .head_norm("head.transform.norm", "lm_head.layer_norm"),
         Task::Sequence => names
             .head_linear("head.dense", "classifier.dense")
             .head_linear("head.classifier", "classifier.out_proj"),

@@ -72,10 +72,10 @@ impl Default for EsmConfig {
             hidden_dropout_prob: 0.0,
             max_position_embeddings: 1026,
             initializer_range: 0.02,
-            layer_norm_eps: 1e-5,
-            position_embedding_type: "rotary".to_owned(),
-            emb_layer_norm_before: Some(false),
-            token_dropout: true,
+            layer_norm_eps: 1e-12,
+            position_embedding_type: "absolute".to_owned(),
+            emb_layer_norm_before: None,
+            token_dropout: false,
             tie_word_embeddings: true,
         }
     }
@@ -171,10 +171,17 @@ impl FamilyConfig for EsmConfig {
             },
             _ => return Err(no_such_head(Self::NAME, task)),
         };
-        Ok((
-            config,
-            roberta_head_names(names, task, self.tie_word_embeddings),
-        ))
+        let names = roberta_head_names(names, task);
+        let names = match (task, self.tie_word_embeddings) {
+            (Task::MaskedLanguage, true) => names
+                .head("head.bias", "lm_head.bias")
+                .alias("embedding.token", "lm_head.decoder.weight"),
+            (Task::MaskedLanguage, false) => names
+                .head("head.bias", "lm_head.bias")
+                .head_linear("head.projection", "lm_head.decoder"),
+            _ => names,
+        };
+        Ok((config, names))
     }
 
     fn presets() -> Vec<Preset> {
@@ -183,6 +190,10 @@ impl FamilyConfig for EsmConfig {
             hidden_size,
             num_attention_heads,
             intermediate_size: 4 * hidden_size,
+            layer_norm_eps: 1e-5,
+            position_embedding_type: "rotary".to_owned(),
+            emb_layer_norm_before: Some(false),
+            token_dropout: true,
             ..Self::default()
         };
         vec![
@@ -244,6 +255,9 @@ fn names() -> Names {
         .norm("stack.final_norm", "encoder.emb_layer_norm_after")
         .linear("pooler", "pooler.dense")
         .linear("contact.regression", "contact_head.regression")
+        .ignore("pooler.*")
+        .ignore("lm_head.*")
+        .ignore("classifier.*")
         .ignore("embeddings.position_ids")
         .ignore("embeddings.position_embeddings.weight")
         .ignore("rotary_embeddings.inv_freq")

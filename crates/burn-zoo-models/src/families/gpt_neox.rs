@@ -190,4 +190,5 @@ fn names(head_dim: usize) -> Names {
         .ignore("layers.#.attention.masked_bias")
         .ignore("layers.#.attention.rotary_emb.inv_freq")
         .ignore("rotary_emb.inv_freq")
+        .ignore("embed_out.*")
 }

@@ -12,6 +12,7 @@ use burn_zoo_nn::{
     norm::NormConfig,
 };
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use super::{decoder_head, decoder_head_names, head_dim, rope::RopeFields};
 use crate::{
@@ -253,6 +254,16 @@ impl FamilyConfig for MistralConfig {
     const NAME: &'static str = "Mistral";
     const CLASS: &'static str = "MistralForCausalLM";
 
+    /// As the reference's configuration class has them.
+    fn left_out() -> Value {
+        json!({
+            "intermediate_size": 14336,
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 131_072,
+            "sliding_window": 4096,
+        })
+    }
+
     fn build(
         &self,
         task: Task,
@@ -320,6 +331,16 @@ impl FamilyConfig for Qwen2Config {
     const MODEL_TYPE: &'static str = "qwen2";
     const NAME: &'static str = "Qwen2";
     const CLASS: &'static str = "Qwen2ForCausalLM";
+
+    /// As the reference's configuration class has them.
+    fn left_out() -> Value {
+        json!({
+            "vocab_size": 151_936,
+            "intermediate_size": 22016,
+            "num_key_value_heads": 32,
+            "max_position_embeddings": 32768,
+        })
+    }
 
     fn build(
         &self,
@@ -411,6 +432,16 @@ impl FamilyConfig for MixtralConfig {
     const MODEL_TYPE: &'static str = "mixtral";
     const NAME: &'static str = "Mixtral";
     const CLASS: &'static str = "MixtralForCausalLM";
+
+    /// As the reference's configuration class has them.
+    fn left_out() -> Value {
+        json!({
+            "intermediate_size": 14336,
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 131_072,
+            "rms_norm_eps": 1e-5,
+        })
+    }
 
     fn build(
         &self,

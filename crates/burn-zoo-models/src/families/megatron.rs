@@ -3,6 +3,7 @@
 
 use burn_zoo_nn::{ConfigError, TransformerConfig, block::NormPlacement};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use super::{
     bert::{EncoderFields, encoder_names, head_names},
@@ -39,6 +40,17 @@ impl FamilyConfig for MegatronBertConfig {
     const NAME: &'static str = "Megatron-BERT";
     const CLASS: &'static str = "MegatronBertForPreTraining";
 
+    /// As the reference's configuration class has them.
+    fn left_out() -> Value {
+        json!({
+            "vocab_size": 29056,
+            "hidden_size": 1024,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "intermediate_size": 4096,
+        })
+    }
+
     fn build(
         &self,
         task: Task,
@@ -54,7 +66,7 @@ impl FamilyConfig for MegatronBertConfig {
             )
             .norm("stack.blocks.#.feed_forward_norm", "encoder.layer.#.ln")
             .norm("stack.final_norm", "encoder.ln");
-        Ok((config, head_names(names, task, fields.tie_word_embeddings)))
+        Ok((config, head_names(names, task, fields)))
     }
 
     fn presets() -> Vec<Preset> {

@@ -114,6 +114,10 @@ fn decoder_head_names(names: Names, task: Task, is_tied: bool, token: &str) -> N
         Task::Base => names.without_prefix(),
         _ => names,
     };
+    // Checkpoints with another head are read without it.
+    let names = ["lm_head.*", "score.*", "classifier.*", "qa_outputs.*"]
+        .into_iter()
+        .fold(names, Names::ignore);
     match task {
         Task::Sequence => names.head_linear("head.classifier", "score"),
         Task::Token => names.head_linear("head.classifier", token),

@@ -77,6 +77,11 @@ impl RopeFields {
         let scaling = rope
             .scaling(context_length)
             .map_err(|error| error.within(field))?;
+        // Of an odd share the reference turns one channel more, at the angles of the odd share.
+        let (dims, base) = match dims % 2 {
+            0 => (dims, base),
+            _ => (dims + 1, base.powf((dims + 1) as f64 / dims as f64)),
+        };
         Ok(RotaryConfig {
             base,
             scaling,
@@ -101,9 +106,10 @@ impl Rope {
             "ntk" => RotaryScaling::Ntk {
                 factor: need("factor", self.factor)?,
             },
+            // The one scaling for which the reference reads no original context.
             "dynamic" => RotaryScaling::DynamicNtk {
                 factor: need("factor", self.factor)?,
-                original_context,
+                original_context: context_length,
             },
             "llama3" => RotaryScaling::Llama3 {
                 factor: need("factor", self.factor)?,

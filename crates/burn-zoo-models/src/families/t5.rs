@@ -267,8 +267,16 @@ fn names(is_encoder_only: bool, is_gated: bool, task: Task, is_untied: bool) -> 
         .base("embedding.token", "shared.weight")
         .alias("embedding.token", "encoder.embed_tokens.weight")
         .alias("embedding.token", "decoder.embed_tokens.weight");
+    let names = [
+        "lm_head.*",
+        "qa_outputs.*",
+        "classifier.*",
+        "classification_head.*",
+    ]
+    .into_iter()
+    .fold(names, Names::ignore);
     let names = match is_encoder_only {
-        true => stack_names(names, "stack", "encoder", false, is_gated),
+        true => stack_names(names, "stack", "encoder", false, is_gated).ignore("decoder.*"),
         false => {
             let names = stack_names(names, "encoder", "encoder", false, is_gated);
             stack_names(names, "stack", "decoder", true, is_gated)
