@@ -29,6 +29,8 @@
 // Burn marks NdArray and LibTorch as deprecated in 0.22; the zoo supports both on purpose, and the
 // generated dispatch names them.
 #![cfg_attr(any(feature = "ndarray", feature = "libtorch"), allow(deprecated))]
+// A gradient needs what went in, what came out, and what was kept.
+#![allow(clippy::too_many_arguments)]
 // Without a backend nothing is dispatched to, so most of the crate looks unused.
 #![cfg_attr(
     not(any(

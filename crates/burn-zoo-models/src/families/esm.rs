@@ -51,6 +51,8 @@ pub struct EsmConfig {
     pub layer_norm_eps: f64,
     /// `rotary` or `absolute`.
     pub position_embedding_type: String,
+    /// The base of rotary positions.
+    pub rope_theta: f64,
     /// Whether embeddings are normalised.
     pub emb_layer_norm_before: Option<bool>,
     /// Whether mask tokens are zeroed and the others scaled.
@@ -74,6 +76,7 @@ impl Default for EsmConfig {
             initializer_range: 0.02,
             layer_norm_eps: 1e-12,
             position_embedding_type: "absolute".to_owned(),
+            rope_theta: 1e4,
             emb_layer_norm_before: None,
             token_dropout: false,
             tie_word_embeddings: true,
@@ -100,7 +103,10 @@ impl FamilyConfig for EsmConfig {
         )?;
         let (rotary, position, context_length) = match self.position_embedding_type.as_str() {
             "rotary" => (
-                Some(RotaryConfig::half(head_dim)),
+                Some(RotaryConfig {
+                    base: self.rope_theta,
+                    ..RotaryConfig::half(head_dim)
+                }),
                 PositionConfig::None,
                 self.max_position_embeddings,
             ),
