@@ -87,10 +87,19 @@ impl TransformerConfig {
 
     /// The same with weights from N(0, `std`²), those that write to the residual stream scaled by
     /// 1/√(2 · n_layers).
-    pub fn with_residual_init(mut self, std: f64) -> Self {
+    pub fn with_residual_init(self, std: f64) -> Self {
+        self.with_weights(std, |n_layers| std / (2.0 * n_layers as f64).sqrt())
+    }
+
+    /// The same with all weights from N(0, `std`²), as BERT has them.
+    pub fn with_uniform_init(self, std: f64) -> Self {
+        self.with_weights(std, |_| std)
+    }
+
+    fn with_weights(mut self, std: f64, output_std: impl Fn(usize) -> f64) -> Self {
         self.embedding.init_std = std;
         for stack in self.encoder.iter_mut().chain([&mut self.stack]) {
-            let output_std = std / (2.0 * stack.blocks.len().max(1) as f64).sqrt();
+            let output_std = output_std(stack.blocks.len().max(1));
             for block in &mut stack.blocks {
                 for attention in [Some(&mut block.attention), block.cross_attention.as_mut()] {
                     let Some(attention) = attention else { continue };

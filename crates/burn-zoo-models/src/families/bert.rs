@@ -128,7 +128,7 @@ impl EncoderFields {
             self.max_position_embeddings,
             blocks,
         )
-        .with_init_std(self.initializer_range)
+        .with_uniform_init(self.initializer_range)
         .with_dropout(self.hidden_dropout_prob);
         config.embedding.n_segments = self.type_vocab_size;
         Ok(config)

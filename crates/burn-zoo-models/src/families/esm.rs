@@ -140,7 +140,7 @@ impl FamilyConfig for EsmConfig {
         let blocks = vec![block; self.num_hidden_layers];
         let mut config = TransformerConfig::new(vocab_size, d_model, context_length, blocks)
             .with_position(position)
-            .with_init_std(self.initializer_range)
+            .with_uniform_init(self.initializer_range)
             .with_dropout(self.hidden_dropout_prob);
         config.embedding.zero_padding = true;
         config.embedding.norm = (self.emb_layer_norm_before == Some(true)).then(|| norm.clone());
