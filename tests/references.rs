@@ -240,6 +240,32 @@ fn outputs_and_gradients_are_those_of_the_reference() {
     assert!(failures.is_empty(), "\n{}", failures.join("\n"));
 }
 
+/// ESM's contacts, where the reference has them.
+#[test]
+fn contacts_are_those_of_the_reference() {
+    let mut n_cases = 0;
+    for case in cases() {
+        let path = case.join("contacts.safetensors");
+        if !path.exists() {
+            continue;
+        }
+        n_cases += 1;
+        for found in devices() {
+            let (model, architecture) = directory::load(&case, &found.device).unwrap();
+            let text = fs::read_to_string(case.join("input.json")).unwrap();
+            let input: InputFile = serde_json::from_str(&text).unwrap();
+            let inputs = input.inputs(&architecture, &found.device).unwrap();
+            let contacts = model.contacts(inputs).unwrap();
+            let (shape, expected) = &read(&path)["contacts"];
+            assert_eq!(contacts.dims().to_vec(), *shape);
+            let expected: Vec<f64> = expected.iter().map(|&p| p.into()).collect();
+            let what = format!("{} on {}", case.display(), found.name);
+            common::assert_close(&common::values(contacts), &expected, 1e-4, &what);
+        }
+    }
+    assert!(n_cases >= 2, "{n_cases} cases have contacts");
+}
+
 /// Greedy generation with a cache, of every decoder family and of encoder–decoders, against the most
 /// likely token of a whole forward pass at each step.
 #[test]

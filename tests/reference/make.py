@@ -223,6 +223,12 @@ def make(case: Case) -> None:
     weighted_loss(outputs, weights).backward()
     save_outputs(folder, inputs, outputs, weights)
     save(folder / "gradients.safetensors", gradients_as_saved(model, folder))
+    if hasattr(model, "predict_contacts"):
+        mask = inputs.get("attention_mask")
+        mask = torch.ones_like(inputs["input_ids"]) if mask is None else mask
+        with torch.no_grad():
+            contacts = model.predict_contacts(inputs["input_ids"], mask)
+        save(folder / "contacts.safetensors", {"contacts": contacts})
 
 
 # Changes to what `save_pretrained` wrote.
