@@ -425,7 +425,12 @@ fn sentences_have_the_vectors_of_sentence_transformers() {
         serde_json::from_slice(&output.stdout).unwrap();
     for found in devices() {
         let encoder = SentenceEncoder::load(&path, &found.device).unwrap();
-        let vectors = encoder.embed(&sentences).unwrap();
+        // An imitated GPU is too slow for all of them.
+        let count = match found.hardware {
+            Hardware::SoftwareGpu => 2,
+            _ => sentences.len(),
+        };
+        let vectors = encoder.embed(&sentences[..count]).unwrap();
         for ((sentence, ours), theirs) in sentences.iter().zip(vectors).zip(&expected) {
             let ours: Vec<f64> = ours.into_iter().map(f64::from).collect();
             let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
-use burn_zoo_nn::{ConfigError, Transformer, init};
+use burn_zoo_nn::{ConfigError, Transformer, init, rotary::RotaryScaling};
 use serde_json::{Map, Value};
 
 use crate::{
@@ -86,7 +86,24 @@ pub fn load(
     directory: &Path,
     device: &Device,
 ) -> Result<(Transformer, Architecture), DirectoryError> {
-    let architecture = load_config(directory)?;
+    let mut architecture = load_config(directory)?;
+    if let Some(frequencies) = weights::rounded_frequencies(&architecture.names, directory)? {
+        let blocks = &mut architecture.transformer.stack.blocks;
+        for rotary in blocks
+            .iter_mut()
+            .filter_map(|block| block.attention.rotary.as_mut())
+        {
+            rotary.scaling = RotaryScaling::Given {
+                frequencies: frequencies.clone(),
+            };
+        }
+        architecture.names.set_rotary_frequencies(&frequencies);
+        let problem = |ConfigError { field, problem }| DirectoryError::Config {
+            path: directory.join(CONFIG),
+            problem: format!("{field}: {problem}"),
+        };
+        architecture.transformer.validate().map_err(problem)?;
+    }
     let model = init::shapes_only(|| architecture.transformer.init(device));
     let model = weights::load(model, &architecture.names, directory)?;
     Ok((model, architecture))

@@ -118,6 +118,7 @@ pub struct Names {
     other_prefixes: Vec<String>,
     ignored: BTreeSet<String>,
     constants: Vec<(String, Vec<f32>)>,
+    frequencies: Option<String>,
 }
 
 /// Replaces numbers between dots by `#` and returns them.
@@ -278,7 +279,30 @@ impl Names {
         self.head_constant(&name, values).ignore(theirs)
     }
 
-    /// The same of a head.
+    /// A [`constant`](Self::constant) that holds the frequencies of rotary positions. Where a checkpoint
+    /// has it in 16 bits, the model was trained with the rounded ones.
+    pub fn rotary_frequencies(mut self, theirs: &str, values: Vec<f32>) -> Self {
+        self.frequencies = Some(theirs.to_owned());
+        self.constant(theirs, values)
+    }
+
+    /// Writes other frequencies.
+    pub fn set_rotary_frequencies(&mut self, frequencies: &[f64]) {
+        let ending = self.frequencies.clone().unwrap_or_default();
+        for (name, values) in &mut self.constants {
+            if name.ends_with(&ending) {
+                *values = frequencies.iter().map(|&f| f as f32).collect();
+            }
+        }
+    }
+
+    /// Whether a tensor of the checkpoint holds the frequencies of rotary positions.
+    pub fn is_frequencies(&self, theirs: &str) -> bool {
+        let ending = self.frequencies.as_ref();
+        ending.is_some_and(|ending| theirs == ending || theirs.ends_with(&format!(".{ending}")))
+    }
+
+    /// The same as [`constant`](Self::constant) of a head.
     pub fn head_constant(mut self, theirs: &str, values: Vec<f32>) -> Self {
         self.constants.push((theirs.to_owned(), values));
         self.ignore(theirs)

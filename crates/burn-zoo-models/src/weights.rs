@@ -394,6 +394,29 @@ pub fn load<M: Module>(module: M, names: &Names, directory: &Path) -> Result<M, 
     })
 }
 
+/// The frequencies of rotary positions that a checkpoint has in 16 bits, if it has.
+pub fn rounded_frequencies(
+    names: &Names,
+    directory: &Path,
+) -> Result<Option<Vec<f64>>, WeightsError> {
+    for path in checkpoint_files(directory)? {
+        let file = MappedFile::open(path)?;
+        for (name, view) in file.tensors()?.tensors() {
+            if !names.is_frequencies(&name) {
+                continue;
+            }
+            let (pairs, _) = view.data().as_chunks::<2>();
+            let pairs = pairs.iter();
+            return Ok(match view.dtype() {
+                Dtype::F16 => Some(pairs.map(|&b| f16::from_le_bytes(b).to_f64()).collect()),
+                Dtype::BF16 => Some(pairs.map(|&b| bf16::from_le_bytes(b).to_f64()).collect()),
+                _ => None,
+            });
+        }
+    }
+    Ok(None)
+}
+
 struct Loader<'a> {
     path: ModulePath,
     names: &'a Names,

@@ -24,6 +24,11 @@ pub enum RotaryPairing {
 pub enum RotaryScaling {
     /// They are not.
     None,
+    /// They are given, one per pair: checkpoints that stored them in 16 bits mean those.
+    Given {
+        /// The angle per position of each pair.
+        frequencies: Vec<f64>,
+    },
     /// Positions are divided by `factor` (Chen et al. 2023, arXiv:2306.15595).
     Linear {
         /// How much longer the context becomes.
@@ -116,13 +121,22 @@ impl RotaryConfig {
             let problem = format!("must be above 0, got {}", self.base);
             return Err(ConfigError::new("base", problem));
         }
-        let factor = match self.scaling {
+        let factor = match &self.scaling {
             RotaryScaling::None => 1.0,
+            RotaryScaling::Given { frequencies } if frequencies.len() == self.dims / 2 => 1.0,
+            RotaryScaling::Given { frequencies } => {
+                let problem = format!(
+                    "must be one for each of the {} pairs, got {}",
+                    self.dims / 2,
+                    frequencies.len()
+                );
+                return Err(ConfigError::new("scaling.given.frequencies", problem));
+            }
             RotaryScaling::Linear { factor }
             | RotaryScaling::Ntk { factor }
             | RotaryScaling::DynamicNtk { factor, .. }
             | RotaryScaling::Llama3 { factor, .. }
-            | RotaryScaling::Yarn { factor, .. } => factor,
+            | RotaryScaling::Yarn { factor, .. } => *factor,
         };
         if !(factor.is_finite() && factor > 0.0) {
             let problem = format!("must be above 0, got {factor}");
@@ -145,6 +159,7 @@ impl RotaryConfig {
         let plain = with_base(self.base);
         match self.scaling {
             RotaryScaling::None => plain,
+            RotaryScaling::Given { ref frequencies } => frequencies.clone(),
             RotaryScaling::Linear { factor } => plain.iter().map(|f| f / factor).collect(),
             RotaryScaling::Ntk { factor } => match n_pairs {
                 1 => plain,

@@ -126,7 +126,7 @@ impl FamilyConfig for EsmConfig {
             bias: true,
         };
         let names = match &rotary {
-            Some(rotary) => names().constant(
+            Some(rotary) => names().rotary_frequencies(
                 "rotary_embeddings.inv_freq",
                 rotary.frequencies(0).iter().map(|&f| f as f32).collect(),
             ),
