@@ -4,7 +4,7 @@
 
 use burn::module::Module;
 use burn::nn::Linear;
-use burn::tensor::{DType, Device, Int, Tensor, TensorData, activation};
+use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor, TensorData, activation};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -241,20 +241,30 @@ impl MixtureOfExperts {
     pub fn forward(&self, input: Tensor<3>) -> (Tensor<3>, Routing) {
         let shape = input.dims();
         let [batch, seq, d_model] = shape;
-        let (n_tokens, device) = (batch * seq, input.device());
+        let tokens = input.reshape([batch * seq, d_model]);
+        let (plan, weights, routing) = self.route(tokens.clone());
+        let start = match &self.shared {
+            Some(shared) => shared.forward(tokens.clone()),
+            None => tokens.zeros_like(),
+        };
+        let combined = self.combine(start, tokens, &plan, weights);
+        (combined.reshape(shape), routing)
+    }
+
+    /// Which expert takes which of the tokens `[n_tokens, d_model]`, and the weights of their choices,
+    /// `[n_tokens · top_k, 1]`.
+    fn route(&self, tokens: Tensor<2>) -> (Plan, Tensor<2>, Routing) {
         let MixtureConfig {
             n_experts, top_k, ..
         } = self.config;
-        let input = input.reshape([n_tokens, d_model]);
-
-        let logits = self.router.forward(input.clone()).cast(DType::F32);
+        let ([n_tokens, _], device) = (tokens.dims(), tokens.device());
+        let logits = self.router.forward(tokens.clone()).cast(DType::F32);
         let probabilities = activation::softmax(logits.clone(), 1);
+
         let read = logits.clone().into_data().convert_dtype(DType::F32);
         let read = read.try_to_vec::<f32>().expect("just converted");
-        let choices: Vec<Vec<usize>> = read
-            .chunks(n_experts)
-            .map(|row| largest(row, top_k))
-            .collect();
+        let rows = read.chunks(n_experts);
+        let choices: Vec<Vec<usize>> = rows.map(|row| largest(row, top_k)).collect();
         let capacity = match self.config.capacity {
             ExpertCapacity::Dropless => usize::MAX,
             ExpertCapacity::Limited { factor } => {
@@ -263,68 +273,67 @@ impl MixtureOfExperts {
         };
         let plan = Plan::new(&choices, n_experts, capacity);
 
-        let chosen: Vec<i32> = choices
-            .iter()
-            .flatten()
-            .map(|&expert| expert as i32)
-            .collect();
-        let chosen =
-            Tensor::<2, Int>::from_data(TensorData::new(chosen, [n_tokens, top_k]), &device);
+        let chosen = choices.iter().flatten().map(|&expert| expert as i32);
+        let chosen = index(chosen.collect(), &device).reshape([n_tokens, top_k]);
         let weights = match self.config.weights {
             ExpertWeights::Probability => probabilities.clone().gather(1, chosen),
             ExpertWeights::Normalized => activation::softmax(logits.clone().gather(1, chosen), 1),
         };
-        let weights = weights.cast(input.dtype()).reshape([n_tokens * top_k, 1]);
+        let weights = weights.cast(tokens.dtype()).reshape([n_tokens * top_k, 1]);
+        let routing = self.judge(logits, probabilities, &plan);
+        (plan, weights, routing)
+    }
 
-        let index = |values: Vec<i32>| {
-            let length = values.len();
-            Tensor::<1, Int>::from_data(TensorData::new(values, [length]), &device)
-        };
-        let mut outputs = Vec::with_capacity(n_experts);
-        let mut targets = Vec::with_capacity(n_tokens * top_k);
-        for (expert, rows) in self.experts.iter().zip(&plan.rows) {
-            if rows.is_empty() {
-                continue;
-            }
-            let tokens: Vec<i32> = rows.iter().map(|&(token, _)| token as i32).collect();
-            let slots = rows
-                .iter()
-                .map(|&(token, rank)| (token * top_k + rank) as i32);
-            let weights = weights.clone().select(0, index(slots.collect()));
-            let output = expert.forward(input.clone().select(0, index(tokens.clone())));
-            outputs.push(output * weights);
-            targets.extend(tokens);
-        }
-        let combined = match &self.shared {
-            Some(shared) => shared.forward(input.clone()),
-            None => input.zeros_like(),
-        };
-        let combined = match outputs.is_empty() {
-            true => combined,
-            false => combined.select_assign(
-                0,
-                index(targets),
-                Tensor::cat(outputs, 0),
-                burn::tensor::IndexingUpdateOp::Add,
-            ),
-        };
-
-        let share: Vec<f32> = plan
-            .first_choices
-            .iter()
+    /// The losses that keep a router balanced and its logits small.
+    fn judge(&self, logits: Tensor<2>, probabilities: Tensor<2>, plan: &Plan) -> Routing {
+        let [n_tokens, n_experts] = logits.dims();
+        let counts = plan.first_choices.iter();
+        let share: Vec<f32> = counts
             .map(|&count| count as f32 / n_tokens as f32)
             .collect();
-        let share = Tensor::<2>::from_data(TensorData::new(share, [1, n_experts]), &device);
+        let share = TensorData::new(share, [1, n_experts]);
+        let share = Tensor::<2>::from_data(share, &logits.device());
         let log_sum_exp = log_sum_exp(logits);
-        let routing = Routing {
+        Routing {
             load: plan.rows.iter().map(Vec::len).collect(),
             dropped: plan.dropped,
             balance_loss: (probabilities.mean_dim(0) * share).sum() * n_experts as f64,
             z_loss: (log_sum_exp.clone() * log_sum_exp).mean(),
             coefficients: [self.config.balance_coefficient, self.config.z_coefficient],
-        };
-        (combined.reshape(shape), routing)
+        }
     }
+
+    /// Adds to `start` `[n_tokens, d_model]` what each expert makes of the rows it takes.
+    fn combine(
+        &self,
+        start: Tensor<2>,
+        tokens: Tensor<2>,
+        plan: &Plan,
+        weights: Tensor<2>,
+    ) -> Tensor<2> {
+        let (device, top_k) = (tokens.device(), self.config.top_k);
+        let (mut outputs, mut targets) = (Vec::new(), Vec::new());
+        let taken = self.experts.iter().zip(&plan.rows);
+        for (expert, rows) in taken.filter(|(_, rows)| !rows.is_empty()) {
+            let places: Vec<i32> = rows.iter().map(|&(token, _)| token as i32).collect();
+            let slots = rows.iter().map(|&(token, rank)| token * top_k + rank);
+            let slots = index(slots.map(|slot| slot as i32).collect(), &device);
+            let taken = tokens.clone().select(0, index(places.clone(), &device));
+            outputs.push(expert.forward(taken) * weights.clone().select(0, slots));
+            targets.extend(places);
+        }
+        if outputs.is_empty() {
+            return start;
+        }
+        let outputs = Tensor::cat(outputs, 0);
+        start.select_assign(0, index(targets, &device), outputs, IndexingUpdateOp::Add)
+    }
+}
+
+/// `[length]`.
+fn index(values: Vec<i32>, device: &Device) -> Tensor<1, Int> {
+    let length = values.len();
+    Tensor::from_data(TensorData::new(values, [length]), device)
 }
 
 /// `[rows, n] → [rows, 1]`.
