@@ -2,7 +2,7 @@
 //!
 //!     cargo run --release --example custom_family                  # trains one, saves it, loads it back
 //!     cargo run --release --example custom_family -- models        # the command, with the new family
-//!     cargo run --release --example custom_family -- models mosaic-1b
+//!     cargo run --release --example custom_family -- models mosaic-704m
 //!
 //! "Mosaic" is an encoder with rotary positions and SwiGLU, where every other layer is a mixture of
 //! experts. All of it is configuration: the components are the zoo's.
@@ -103,10 +103,11 @@ impl FamilyConfig for MosaicConfig {
     }
 
     fn presets() -> Vec<Preset> {
-        vec![
-            Preset::new("mosaic-1b", 1_000_000_000, &Self::default())
-                .note("an example: nobody published it"),
-        ]
+        let preset = Preset::new("mosaic-704m", 0, &Self::default());
+        vec![Preset {
+            published_parameters: None,
+            ..preset.note("an example: nobody published it")
+        }]
     }
 }
 

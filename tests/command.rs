@@ -838,4 +838,65 @@ fn a_family_is_trained_by_its_configuration() {
     recipe("model_type = \"bert\"\nhidden_size = 12\nnum_attention_heads = 2");
     let found = refusal(&mut bench.train(&["--out", "other"]));
     assert!(found.contains("see the token to predict"), "{found}");
+
+    fs::write(bench.path("recipe.toml"), RECIPE).unwrap();
+    for (objective, expected) in [
+        (
+            "{ masked_lm = { probability = -1.0 } }",
+            "must be above 0 and below 1, got -1",
+        ),
+        (
+            "{ masked_lm = { probability = nan } }",
+            "must be above 0 and below 1",
+        ),
+        ("\"prefix_lm\"", "have no prefix attention"),
+    ] {
+        let set = format!("objective={objective}");
+        let found = refusal(&mut bench.train(&["--out", "other", "--set", &set]));
+        assert!(found.contains(expected), "{found}");
+    }
+    assert!(!bench.path("other").exists());
+}
+
+/// Sizes beyond any model's are refused before anything as large is built.
+#[test]
+fn absurd_sizes_are_refused() {
+    let bench = Bench::new();
+    fs::create_dir(bench.path("model")).unwrap();
+    fs::write(bench.path("in.json"), r#"{"input_ids": [[1]]}"#).unwrap();
+    for (config, expected) in [
+        (
+            r#"{"model_type": "gpt2", "n_layer": 1000000000}"#,
+            "n_layer: must be at most",
+        ),
+        (
+            r#"{"model_type": "mixtral", "num_local_experts": 1000000000}"#,
+            "num_local_experts",
+        ),
+        (
+            r#"{"model_type": "llama", "hidden_size": 4294967296000}"#,
+            "hidden_size: must be at most",
+        ),
+        (
+            r#"{"model_type": "gpt_neox", "rotary_pct": 1e300}"#,
+            "partial_rotary_factor",
+        ),
+        (
+            r#"{"model_type": "gpt_neo", "attention_types": [[["global"], 1152921504606846976]]}"#,
+            "attention_types: must name a pattern for each",
+        ),
+        (
+            r#"{"model_type": "llama", "rope_parameters": 5}"#,
+            "rope_parameters",
+        ),
+        (
+            r#"{"model_type": "bert", "layer_norm_eps": -1}"#,
+            "norm.epsilon: must be at least 0",
+        ),
+    ] {
+        fs::write(bench.path("model/config.json"), config).unwrap();
+        let mut command = bench.command(&["forward", "model", "--input", "in.json"]);
+        let found = refusal(command.args(["--output", "out.safetensors", "--backend", "flex"]));
+        assert!(found.contains(expected), "{found}");
+    }
 }

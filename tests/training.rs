@@ -5,21 +5,27 @@ mod common;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use burn::data::dataloader::DataLoader;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::{Int, Tensor};
 use burn_train::TrainStep;
 use burn_zoo::{
-    data::windows::TokenBatch,
-    nn::{LanguageModel, Transformer},
+    data::windows::{Prediction, RandomWindows, StepShape, TokenBatch},
+    models::directory,
+    nn::{
+        LanguageModel, Transformer, TransformerConfig, block::BlockConfig, init,
+        mixture::MixtureConfig,
+    },
     train::{
         Recipe,
         checkpoint::Checkpoints,
         objective::CausalLm,
         optimizer::{OptimizerConfig, clip_by_global_norm},
         recipe::EarlyStopping,
+        run::{RunOptions, train},
         step_loop::{End, Record},
-        trainer::{FitError, Fitted, Session, Splits, fit},
+        trainer::{Display, FitError, Fitted, Session, Splits, fit},
     },
 };
 use common::{
@@ -76,6 +82,7 @@ fn accumulated_gradients_are_those_of_one_large_batch() {
             inputs,
             targets,
             n_asked: None,
+            prefix_lengths: None,
             share,
         };
         let inputs = [tokens(0, 2), tokens(5, 2)];
@@ -122,6 +129,7 @@ fn clipping_keeps_the_direction_and_bounds_the_norm() {
         targets: inputs.clone() * 3,
         inputs,
         n_asked: None,
+        prefix_lengths: None,
         share: 1.0,
     };
     let grads = || TrainStep::step(&objective, batch.clone()).grads;
@@ -340,4 +348,143 @@ fn the_example_recipes_are_valid() {
         count += 1;
     }
     assert!(count >= 2);
+}
+
+/// The losses of routers are part of what is minimised: with all else equal, a larger coefficient gives the
+/// router another gradient.
+#[test]
+fn the_losses_of_routers_reach_the_training_loss() {
+    let device = processor().autodiff();
+    let router_gradient = |balance_coefficient: f64| {
+        let mixture = MixtureConfig {
+            balance_coefficient,
+            z_coefficient: 0.0,
+            ..MixtureConfig::top_two(3)
+        };
+        let block = BlockConfig::gpt2(8, 2).with_mixture(Some(mixture));
+        init::seed(4);
+        let model = TransformerConfig::new(11, 8, 6, vec![block]).init(&device);
+        let objective = CausalLm::new(model, None);
+        let tokens = Tensor::<2, Int>::from_data([[1, 5, 2, 9, 10, 3]], &device);
+        let batch = TokenBatch {
+            inputs: tokens.clone(),
+            targets: tokens,
+            n_asked: None,
+            prefix_lengths: None,
+            share: 1.0,
+        };
+        let output = TrainStep::step(&objective, batch);
+        let mixture = objective.model.stack.blocks[0].mixture.as_ref().unwrap();
+        let gradient = output.grads.get::<2>(mixture.router.weight.id).unwrap();
+        (values(gradient), output.item.value().unwrap())
+    };
+    let (without, loss) = router_gradient(0.0);
+    let (with, same_loss) = router_gradient(10.0);
+    // What is reported is the loss of the predictions alone.
+    assert_eq!(loss, same_loss);
+    let difference: f64 = without.iter().zip(&with).map(|(a, b)| (a - b).abs()).sum();
+    assert!(difference > 1e-3, "{difference}");
+}
+
+/// What a window asks for: after a prefix, or behind a mask.
+#[test]
+fn windows_ask_what_the_objective_says() {
+    let device = processor();
+    let tokens: Vec<u32> = (0..200).map(|index| index % 50).collect();
+    let shape = StepShape {
+        batch_size: 6,
+        accumulation: 1,
+        context_length: 10,
+    };
+    let windows = |prediction| {
+        let windows = RandomWindows::new(tokens.clone().into(), shape, 3, 0..5, &device).unwrap();
+        let windows = windows.asking(prediction);
+        let batches: Vec<TokenBatch> = windows.iter().map(Result::unwrap).collect();
+        batches
+    };
+    let read = |tensor: Tensor<2, Int>| {
+        tensor
+            .into_data()
+            .convert_dtype(burn::tensor::DType::I64)
+            .try_to_vec::<i64>()
+            .unwrap()
+    };
+    for batch in windows(Prediction::AfterPrefix) {
+        let lengths = batch
+            .prefix_lengths
+            .unwrap()
+            .into_data()
+            .convert_dtype(burn::tensor::DType::I64);
+        let lengths = lengths.try_to_vec::<i64>().unwrap();
+        let (inputs, targets) = (read(batch.inputs), read(batch.targets));
+        let asked = targets.iter().filter(|&&target| target >= 0).count();
+        assert_eq!(Some(asked), batch.n_asked);
+        for (row, &length) in lengths.iter().enumerate() {
+            for position in 0..10 {
+                let (input, target) = (inputs[row * 10 + position], targets[row * 10 + position]);
+                let expected = match position + 1 < length as usize {
+                    true => -1,
+                    false => (input + 1) % 50,
+                };
+                assert_eq!(target, expected);
+            }
+        }
+    }
+    let (mut asked, mut hidden, mut all) = (0, 0, 0);
+    let prediction = Prediction::Masked {
+        probability: 0.3,
+        mask: 50,
+    };
+    for batch in windows(prediction) {
+        let (inputs, targets) = (read(batch.inputs), read(batch.targets));
+        assert_eq!(
+            batch.n_asked,
+            Some(targets.iter().filter(|&&t| t >= 0).count())
+        );
+        for (input, target) in inputs.into_iter().zip(targets) {
+            all += 1;
+            asked += i32::from(target >= 0);
+            hidden += i32::from(input == 50);
+            // What is not asked for is shown.
+            assert!(target >= 0 || input != 50);
+        }
+    }
+    let share = f64::from(asked) / f64::from(all);
+    assert!((share - 0.3).abs() < 0.1, "{share}");
+    assert!(f64::from(hidden) / f64::from(asked) > 0.6);
+}
+
+/// Each recipe of the repository trains: two short steps of each, as `burn-zoo train` takes them.
+#[test]
+fn the_example_recipes_train() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/recipes");
+    let text: String = burn_zoo::OWN_TEXT.chars().take(6_000).collect();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let overrides = [
+            ("loop.iterations", "2"),
+            ("loop.batch_size", "1"),
+            ("data.valid_fraction", "0.1"),
+        ];
+        let overrides = overrides.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let recipe = Recipe::read(&path, &overrides).unwrap();
+        let out = tempfile::tempdir().unwrap();
+        let options = RunOptions {
+            display: Display::Silent,
+            ..RunOptions::new(out.path().join("run"), "flex")
+        };
+        let run = train(&recipe, &text, &processor(), options);
+        let summary = run
+            .unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+            .summary;
+        let summary = summary.unwrap();
+        assert!(summary.valid_loss.is_finite(), "{}", path.display());
+        let has_experts = path.ends_with("wudao-style.toml");
+        assert_eq!(summary.expert_load.is_some(), has_experts);
+        for load in summary.expert_load.unwrap_or_default() {
+            assert!((load.iter().sum::<f64>() - 1.0).abs() < 1e-9, "{load:?}");
+        }
+        // And what it leaves is a model of the family.
+        directory::load(&out.path().join("run"), &processor()).unwrap();
+    }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use tokenizers::{
-    DecoderWrapper, PreTokenizerWrapper, SplitDelimiterBehavior, TruncationParams,
+    AddedToken, DecoderWrapper, PreTokenizerWrapper, SplitDelimiterBehavior, TruncationParams,
     decoders::fuse::Fuse,
     models::{
         TrainerWrapper,
@@ -42,6 +42,9 @@ impl From<tokenizers::Error> for TokenizerError {
         Self::Library(error.to_string())
     }
 }
+
+/// The token that stands for a hidden one, as BERT writes it.
+pub const MASK: &str = "[MASK]";
 
 /// How text becomes tokens.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -124,6 +127,17 @@ impl Tokenizer {
     /// The contents of a `tokenizer.json`.
     pub fn to_json(&self) -> Result<String, TokenizerError> {
         Ok(self.0.to_string(true)?)
+    }
+
+    /// Adds the token [`MASK`], which stands for a hidden one, unless it is there. It is then the last.
+    pub fn add_mask(&mut self) -> Result<(), TokenizerError> {
+        self.0.add_special_tokens([AddedToken::from(MASK, true)])?;
+        Ok(())
+    }
+
+    /// The id of [`MASK`], if it is there.
+    pub fn mask_id(&self) -> Option<u32> {
+        self.0.token_to_id(MASK)
     }
 
     /// One more than the highest token id.

@@ -32,6 +32,9 @@ pub struct TooShort {
 pub enum Prediction {
     /// The token that follows.
     Next,
+    /// The token that follows, after a prefix of random length that is visible to all (GLM: Du et al. 2022,
+    /// arXiv:2103.10360, the task of long texts).
+    AfterPrefix,
     /// The token that was there, at random positions: 80 % of those show a mask, 10 % another token,
     /// 10 % the token itself (BERT: Devlin et al. 2019, arXiv:1810.04805).
     Masked {
@@ -54,6 +57,8 @@ pub struct TokenBatch {
     pub targets: Tensor<2, Int>,
     /// How many positions are asked, if not all.
     pub n_asked: Option<usize>,
+    /// How many tokens of each window are its prefix, `[batch]`, where there is one.
+    pub prefix_lengths: Option<Tensor<1, Int>>,
     /// The batch's share of the tokens of its optimiser step, 1 without accumulation.
     pub share: f32,
 }
@@ -76,47 +81,93 @@ impl Prediction {
         generator: &mut ChaCha8Rng,
         device: &Device,
     ) -> TokenBatch {
-        let (mask, probability) = match self {
+        match self {
             Self::Next => {
                 let (inputs, targets) = batch(tokens, starts, seq, device);
-                return TokenBatch {
+                TokenBatch {
                     inputs,
                     targets,
                     n_asked: None,
+                    prefix_lengths: None,
                     share: 1.0,
-                };
+                }
             }
-            Self::Masked { probability, mask } => (mask, probability),
-        };
-        let windows = starts.iter().map(|&start| &tokens[start..start + seq]);
-        let mut inputs: Vec<i32> = windows.flatten().map(|&token| token as i32).collect();
-        let mut targets = vec![NOT_ASKED; inputs.len()];
-        // A batch that asks nothing would have no mean loss.
-        let certain = generator.random_range(0..inputs.len());
-        for (index, (input, target)) in inputs.iter_mut().zip(&mut targets).enumerate() {
-            if index != certain && !generator.random_bool(probability) {
-                continue;
+            Self::AfterPrefix => after_prefix(tokens, starts, seq, generator, device),
+            Self::Masked { probability, mask } => {
+                masked(tokens, starts, seq, (probability, mask), generator, device)
             }
-            *target = *input;
-            *input = match generator.random_range(0..10) {
-                0..8 => mask as i32,
-                8 => generator.random_range(0..mask as i32),
-                _ => *input,
-            };
         }
-        let n_asked = targets
-            .iter()
-            .filter(|&&target| target != NOT_ASKED)
-            .count();
-        let tensor = |values| {
-            Tensor::<2, Int>::from_data(TensorData::new(values, [starts.len(), seq]), device)
+    }
+}
+
+/// Windows of which a prefix is given: its last token asks for the first after it.
+fn after_prefix(
+    tokens: &[u32],
+    starts: &[usize],
+    seq: usize,
+    generator: &mut ChaCha8Rng,
+    device: &Device,
+) -> TokenBatch {
+    let lengths: Vec<usize> = starts
+        .iter()
+        .map(|_| generator.random_range(1..=seq))
+        .collect();
+    let mut targets = Vec::with_capacity(starts.len() * seq);
+    for (&start, &length) in starts.iter().zip(&lengths) {
+        targets.extend(std::iter::repeat_n(NOT_ASKED, length - 1));
+        let asked = &tokens[start + length..=start + seq];
+        targets.extend(asked.iter().map(|&token| token as i32));
+    }
+    let (inputs, _) = batch(tokens, starts, seq, device);
+    let n_asked = lengths.iter().map(|length| seq + 1 - length).sum();
+    let lengths: Vec<i32> = lengths.into_iter().map(|length| length as i32).collect();
+    let shape = [starts.len(), seq];
+    TokenBatch {
+        inputs,
+        targets: Tensor::from_data(TensorData::new(targets, shape), device),
+        n_asked: Some(n_asked),
+        prefix_lengths: Some(Tensor::from_data(lengths.as_slice(), device)),
+        share: 1.0,
+    }
+}
+
+/// Windows with some tokens hidden.
+fn masked(
+    tokens: &[u32],
+    starts: &[usize],
+    seq: usize,
+    (probability, mask): (f64, u32),
+    generator: &mut ChaCha8Rng,
+    device: &Device,
+) -> TokenBatch {
+    let windows = starts.iter().map(|&start| &tokens[start..start + seq]);
+    let mut inputs: Vec<i32> = windows.flatten().map(|&token| token as i32).collect();
+    let mut targets = vec![NOT_ASKED; inputs.len()];
+    // A batch that asks nothing would have no mean loss.
+    let certain = generator.random_range(0..inputs.len());
+    for (index, (input, target)) in inputs.iter_mut().zip(&mut targets).enumerate() {
+        if index != certain && !generator.random_bool(probability) {
+            continue;
+        }
+        *target = *input;
+        *input = match generator.random_range(0..10) {
+            0..8 => mask as i32,
+            8 => generator.random_range(0..mask as i32),
+            _ => *input,
         };
-        TokenBatch {
-            inputs: tensor(inputs),
-            targets: tensor(targets),
-            n_asked: Some(n_asked),
-            share: 1.0,
-        }
+    }
+    let n_asked = targets
+        .iter()
+        .filter(|&&target| target != NOT_ASKED)
+        .count();
+    let tensor =
+        |values| Tensor::<2, Int>::from_data(TensorData::new(values, [starts.len(), seq]), device);
+    TokenBatch {
+        inputs: tensor(inputs),
+        targets: tensor(targets),
+        n_asked: Some(n_asked),
+        prefix_lengths: None,
+        share: 1.0,
     }
 }
 

@@ -31,7 +31,7 @@ pub enum EmbedError {
         problem: String,
     },
     /// The model has no states to pool.
-    #[error("the model {0}: embeddings need an encoder without a head")]
+    #[error("the model {0}: embeddings need a model that only encodes")]
     NotAnEncoder(&'static str),
 }
 
@@ -190,6 +190,12 @@ impl SentenceEncoder {
         let tokenizer = Tokenizer::load(&folder.join(directory::TOKENIZER))?;
         let blocks = &architecture.transformer.stack.blocks;
         let sees_all = |pattern| pattern == AttentionPattern::Bidirectional;
+        if config.max_length == 0 {
+            return Err(EmbedError::Module {
+                path: folder.join("sentence_bert_config.json"),
+                problem: "max_seq_length: must be at least 1, got 0".to_owned(),
+            });
+        }
         if architecture.transformer.encoder.is_some() {
             return Err(EmbedError::NotAnEncoder("has a decoder"));
         }

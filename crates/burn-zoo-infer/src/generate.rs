@@ -73,7 +73,7 @@ impl<'a> Generator<'a> {
         let sampler = Sampler::new(sampling, seed)?;
         let [vocab_size, _] = model.embedding.token.dims();
         let context_length = model.context_length();
-        if !model.is_decoder() || model.head.is_classifier() {
+        if !model.is_decoder() || !model.head.scores_vocabulary() {
             return Err(GenerateError::NotADecoder);
         }
         if prompt.is_empty() {

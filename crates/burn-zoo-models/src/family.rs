@@ -76,8 +76,8 @@ pub struct Common {
     pub id2label: Option<Map<String, Value>>,
     /// How many labels, where they have no names.
     pub num_labels: Option<usize>,
-    /// The id of the padding token.
-    pub pad_token_id: Option<usize>,
+    /// The id of the padding token; below 0 for none.
+    pub pad_token_id: Option<i64>,
     /// The id of the token that ends a text.
     pub eos_token_id: Option<Value>,
 }
@@ -86,7 +86,12 @@ impl Common {
     /// How many labels a classifier has: two unless it is said.
     pub fn n_labels(&self) -> usize {
         let named = self.id2label.as_ref().map(Map::len);
-        self.num_labels.or(named).unwrap_or(2)
+        named.or(self.num_labels).unwrap_or(2)
+    }
+
+    /// The id of the padding token, if there is one.
+    pub fn padding_id(&self) -> Option<usize> {
+        usize::try_from(self.pad_token_id?).ok()
     }
 
     /// The id of the token that ends a text, the first if there are several.
@@ -195,8 +200,12 @@ fn unknown(model_type: &str) -> ConfigError {
 
 /// Reads a value, naming the field that does not fit.
 pub fn parse<T: DeserializeOwned>(value: Value) -> Result<T, ConfigError> {
-    serde_path_to_error::deserialize(value)
-        .map_err(|error| ConfigError::new(error.path().to_string(), error.inner().to_string()))
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        // Flattened fields lose their path, and the root's is a dot.
+        let path = error.path().to_string();
+        let field = path.trim_end_matches('.');
+        ConfigError::new(field, error.inner().to_string())
+    })
 }
 
 /// The non-linearity that the `transformers` library calls so.
@@ -285,14 +294,46 @@ pub trait FamilyConfig: Serialize + DeserializeOwned {
     }
 }
 
+/// Refuses sizes beyond any model's, before something as large is built.
+fn check_sizes(json: &Map<String, Value>) -> Result<(), ConfigError> {
+    for (field, value) in json {
+        let counts_parts = ["layer", "expert"].iter().any(|part| field.contains(part));
+        let limit = match field.as_str() {
+            "vocab_size" | "seq_length" | "n_positions" | "context_length" => 1 << 30,
+            "max_position_embeddings" => 1 << 30,
+            field if field.contains("heads") || field == "n_head" => 1 << 16,
+            _ if counts_parts => 1 << 14,
+            _ => 1 << 24,
+        };
+        if value.as_u64().is_some_and(|value| value > limit) {
+            let problem = format!("must be at most {limit}, got {value}");
+            return Err(ConfigError::new(field, problem));
+        }
+    }
+    Ok(())
+}
+
 /// Reads the fields of a family.
 fn parse_fields<C: FamilyConfig>(json: Map<String, Value>) -> Result<C, ConfigError> {
+    check_sizes(&json)?;
     let mut fields = match C::left_out() {
         Value::Object(fields) => fields,
         _ => Map::new(),
     };
     fields.extend(json);
-    parse(Value::Object(fields))
+    let read = |fields: &Map<String, Value>| parse::<C>(Value::Object(fields.clone()));
+    read(&fields).map_err(|error| {
+        // Flattened fields do not tell where they are wrong: it is the one without which all is well.
+        let is_culprit = |field: &&String| {
+            let mut others = fields.clone();
+            others.remove(*field);
+            read(&others).is_ok()
+        };
+        match fields.keys().find(is_culprit) {
+            Some(field) if error.field.is_empty() => error.within(field),
+            _ => error,
+        }
+    })
 }
 
 type Build = fn(&Map<String, Value>) -> Result<(TransformerConfig, Names), ConfigError>;

@@ -113,7 +113,7 @@ impl InputFile {
         Ok(Inputs {
             visible: visible.map(|mask| -> Tensor<2, Bool> { mask.equal_elem(1) }),
             segments,
-            prefix_lengths: self.prefix_lengths(&tokens, device)?,
+            prefix_lengths: self.prefix_lengths(config, &tokens, device)?,
             decoder_tokens: self.decoder_tokens(architecture, &tokens, device)?,
             tokens,
         })
@@ -121,12 +121,17 @@ impl InputFile {
 
     fn prefix_lengths(
         &self,
+        config: &TransformerConfig,
         tokens: &Tensor<2, Int>,
         device: &Device,
     ) -> Result<Option<Tensor<1, Int>>, ConfigError> {
         let Some(lengths) = &self.prefix_lengths else {
             return Ok(None);
         };
+        if !config.stack.has_prefix() {
+            let problem = "are for models with prefix attention, which this one does not have";
+            return Err(ConfigError::new("prefix_lengths", problem));
+        }
         let [batch, seq] = tokens.dims();
         if lengths.len() != batch {
             let problem = format!("must be one for each of the {batch} sequences");

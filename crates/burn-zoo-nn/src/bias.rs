@@ -36,8 +36,9 @@ pub fn alibi_between_real(n_heads: usize, seq_q: usize, real: Tensor<2, Bool>) -
     let [batch, seq_k] = real.dims();
     let device = real.device();
     let real = real.int();
-    let positions = ((real.clone().cumsum(1) - 1) * real).float();
-    let queries = positions.clone().narrow(1, seq_k - seq_q, seq_q);
+    let counted = real.clone().cumsum(1) - 1;
+    let queries = counted.clone().float().narrow(1, seq_k - seq_q, seq_q);
+    let positions = (counted * real).float();
     let distance = queries.reshape([batch, 1, seq_q, 1]) - positions.reshape([batch, 1, 1, seq_k]);
     let slopes: Vec<f32> = alibi_slopes(n_heads)
         .iter()

@@ -97,6 +97,7 @@ impl BlockConfig {
                 .validate()
                 .map_err(|error| error.within("mixture"))?;
         }
+        self.norm.validate().map_err(|error| error.within("norm"))?;
         let d_model = self.attention.d_model;
         let equal = |field: &str, found: usize| match found == d_model {
             true => Ok(()),

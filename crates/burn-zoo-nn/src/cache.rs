@@ -37,10 +37,10 @@ impl KvCache {
     }
 }
 
-/// Keys and values of one attention layer, in buffers allocated once.
+/// Keys and values of one attention layer, in buffers that grow up to the capacity.
 #[derive(Clone, Debug)]
 pub struct LayerCache {
-    /// Keys and values, `[batch, n_kv_heads, capacity, head_dim]`. Taken out while they are written,
+    /// Keys and values, `[batch, n_kv_heads, allocated, head_dim]`. Taken out while they are written,
     /// so that the write happens in place.
     buffers: Option<[Tensor<4>; 2]>,
     /// Keys and values of the memory, `[batch, n_kv_heads, seq, head_dim]`.
@@ -50,10 +50,16 @@ pub struct LayerCache {
 }
 
 impl LayerCache {
-    /// An empty cache of shape `[batch, n_kv_heads, capacity, head_dim]`.
+    /// Positions that a new cache has room for before it grows.
+    const FIRST: usize = 256;
+
+    /// An empty cache of shape `[batch, n_kv_heads, capacity, head_dim]`, of which it takes the memory
+    /// as it fills.
     pub fn new(shape: [usize; 4], device: &Device) -> Self {
+        let [batch, n_kv_heads, capacity, head_dim] = shape;
+        let first = [batch, n_kv_heads, capacity.min(Self::FIRST), head_dim];
         Self {
-            buffers: Some([Tensor::zeros(shape, device), Tensor::zeros(shape, device)]),
+            buffers: Some([Tensor::zeros(first, device), Tensor::zeros(first, device)]),
             memory: None,
             capacity: shape[2],
             length: 0,
@@ -73,6 +79,17 @@ impl LayerCache {
     /// How many positions fit.
     pub fn capacity(&self) -> usize {
         self.capacity
+    }
+
+    /// A buffer with room for `end` positions: twice the old one, so that growing costs little.
+    fn grown(&self, buffer: Tensor<4>, end: usize) -> Tensor<4> {
+        let [batch, n_kv_heads, allocated, head_dim] = buffer.dims();
+        if end <= allocated {
+            return buffer;
+        }
+        let more = end.max(2 * allocated).min(self.capacity) - allocated;
+        let room = Tensor::zeros([batch, n_kv_heads, more, head_dim], &buffer.device());
+        Tensor::cat(vec![buffer, room], 2)
     }
 
     /// Keys and values of the memory, projected when they are first asked for.
@@ -97,7 +114,8 @@ impl LayerCache {
             "cache: {end} positions do not fit into {}",
             self.capacity
         );
-        let [keys, values] = self.buffers.take().expect("the buffers are put back below");
+        let buffers = self.buffers.take().expect("the buffers are put back below");
+        let [keys, values] = buffers.map(|buffer| self.grown(buffer, end));
         let target = [0..batch, 0..n_kv_heads, start..end, 0..head_dim];
         let keys = keys.slice_assign(target.clone(), key);
         let values = values.slice_assign(target, value);

@@ -43,8 +43,16 @@ impl ContactHead {
     /// From the attention probabilities `[batch, n_layers · n_heads, seq, seq]` and the tokens
     /// `[batch, seq]`, the probability of each pair to touch, `[batch, seq − 2, seq − 2]`: the first
     /// token and the last are not residues.
+    ///
+    /// # Panics
+    ///
+    /// When there are fewer than two tokens.
     pub fn forward(&self, maps: Tensor<4>, tokens: Tensor<2, Int>) -> Tensor<3> {
         let [batch, n_maps, seq, _] = maps.dims();
+        assert!(
+            seq >= 2,
+            "contacts: a protein has a first and a last token, got {seq} in all"
+        );
         let is_residue = tokens.not_equal_elem(self.end_id as i64).float();
         let pairs =
             is_residue.clone().reshape([batch, 1, seq, 1]) * is_residue.reshape([batch, 1, 1, seq]);

@@ -269,9 +269,9 @@ pub enum HeadOutput {
 }
 
 impl Head {
-    /// Whether it labels the text rather than continuing it.
-    pub fn is_classifier(&self) -> bool {
-        self.config.classifies()
+    /// Whether it scores the vocabulary, which continuing a text needs.
+    pub fn scores_vocabulary(&self) -> bool {
+        self.config.language().is_some()
     }
 
     /// From the last hidden state `[batch, seq, d_model]`, the pooled one `[batch, d_model]`, and the

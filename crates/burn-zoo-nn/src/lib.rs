@@ -75,7 +75,10 @@ impl ConfigError {
     /// The same error seen from the configuration that holds this one at `parent`.
     pub fn within(self, parent: &str) -> Self {
         Self {
-            field: format!("{parent}.{}", self.field),
+            field: match self.field.as_str() {
+                "" => parent.to_owned(),
+                field => format!("{parent}.{field}"),
+            },
             problem: self.problem,
         }
     }

@@ -31,6 +31,9 @@ pub enum ExpertCapacity {
     Dropless,
     /// At most `⌈factor · tokens · top_k / n_experts⌉`. First choices go before second ones, earlier
     /// tokens before later ones; a choice that finds no room adds nothing.
+    ///
+    /// What is dropped depends on all tokens that are read at once, padding and later ones among them.
+    /// So such a model is not strictly causal, and a cache, which reads token by token, drops less.
     Limited {
         /// 1 is what each expert takes when all take the same.
         factor: f64,

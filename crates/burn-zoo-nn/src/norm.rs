@@ -6,7 +6,7 @@ use burn::tensor::{Device, Tensor};
 use burn_zoo_ops::{NormKind, normalize};
 use serde::{Deserialize, Serialize};
 
-use crate::init;
+use crate::{ConfigError, init};
 
 /// Which normalisation, and its settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -38,6 +38,16 @@ impl NormConfig {
     /// RMSNorm as Llama has it: ε = 1e-5.
     pub fn rms() -> Self {
         Self::Rms { epsilon: 1e-5 }
+    }
+
+    /// Refuses an ε that is no small number.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let (Self::Layer { epsilon, .. } | Self::Rms { epsilon }) = self;
+        if epsilon.is_finite() && *epsilon >= 0.0 {
+            return Ok(());
+        }
+        let problem = format!("must be at least 0, got {epsilon}");
+        Err(ConfigError::new("epsilon", problem))
     }
 
     /// How many parameters the module has.

@@ -145,12 +145,6 @@ impl Pass {
         self.tables.push((config.clone(), table.clone()));
         table
     }
-
-    /// The sum of the routers' auxiliary losses, `[1]`, if there are any.
-    pub fn auxiliary_loss(&self) -> Option<Tensor<1>> {
-        let losses = self.routing.iter().map(Routing::auxiliary_loss);
-        losses.reduce(|sum, loss| sum + loss)
-    }
 }
 
 /// Zero for what is visible, [`HIDDEN`] for the rest.

@@ -138,6 +138,29 @@ impl RotaryConfig {
             | RotaryScaling::Llama3 { factor, .. }
             | RotaryScaling::Yarn { factor, .. } => *factor,
         };
+        let has_range = match self.scaling {
+            RotaryScaling::DynamicNtk {
+                original_context, ..
+            } => original_context > 0,
+            RotaryScaling::Llama3 {
+                low_frequency_factor: low,
+                high_frequency_factor: high,
+                original_context,
+                ..
+            } => original_context > 0 && low > 0.0 && low < high,
+            RotaryScaling::Yarn {
+                beta_fast,
+                beta_slow,
+                original_context,
+                ..
+            } => original_context > 0 && beta_slow > 0.0 && beta_fast > 0.0,
+            _ => true,
+        };
+        if !has_range {
+            let problem =
+                "needs an original context and factors above 0, the low one below the high";
+            return Err(ConfigError::new("scaling", problem));
+        }
         if !(factor.is_finite() && factor > 0.0) {
             let problem = format!("must be above 0, got {factor}");
             return Err(ConfigError::new("scaling.factor", problem));

@@ -55,11 +55,7 @@ impl StackConfig {
                 return Err(ConfigError::new("attention.d_model", problem).within(&parent));
             }
         }
-        let has = |pattern| {
-            let mut patterns = self.blocks.iter().map(|block| block.attention.pattern);
-            patterns.any(|found| found == pattern)
-        };
-        if has(AttentionPattern::Prefix) && has(AttentionPattern::Bidirectional) {
+        if self.has_prefix() && !self.is_decoder() {
             return Err(ConfigError::new(
                 "blocks",
                 "mix `prefix` and `bidirectional` attention: the second shows what the first hides",
@@ -99,6 +95,12 @@ impl StackConfig {
                 AttentionPattern::Causal | AttentionPattern::Banded { .. }
             )
         })
+    }
+
+    /// Whether some blocks see a prefix whole.
+    pub fn has_prefix(&self) -> bool {
+        let mut patterns = self.blocks.iter().map(|block| block.attention.pattern);
+        patterns.any(|pattern| pattern == AttentionPattern::Prefix)
     }
 
     /// Whether tokens can be generated one by one: causal, perhaps after a prefix.

@@ -28,10 +28,11 @@ pub trait LanguageModel: Module + ModuleDisplay + 'static {
     /// Token ids `[batch, seq]` to logits `[batch, seq, vocab_size]`.
     fn forward(&self, tokens: Tensor<2, Int>) -> Tensor<3>;
 
-    /// The same, with what each mixture of experts decided: their auxiliary losses are part of the
-    /// training loss.
-    fn forward_routed(&self, tokens: Tensor<2, Int>) -> (Tensor<3>, Vec<Routing>) {
-        (self.forward(tokens), Vec::new())
+    /// The same for inputs with more than tokens, and with what each mixture of experts decided: their
+    /// auxiliary losses are part of the training loss. A model that does not say otherwise reads the
+    /// tokens alone.
+    fn forward_routed(&self, inputs: Inputs) -> (Tensor<3>, Vec<Routing>) {
+        (self.forward(inputs.tokens), Vec::new())
     }
 }
 
@@ -450,11 +451,11 @@ impl Transformer {
 
 impl LanguageModel for Transformer {
     fn forward(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
-        self.forward_routed(tokens).0
+        self.forward_routed(tokens.into()).0
     }
 
-    fn forward_routed(&self, tokens: Tensor<2, Int>) -> (Tensor<3>, Vec<Routing>) {
-        let (hidden, pass) = self.run(tokens.into(), Pass::default(), None);
+    fn forward_routed(&self, inputs: Inputs) -> (Tensor<3>, Vec<Routing>) {
+        let (hidden, pass) = self.run(inputs, Pass::default(), None);
         (self.logits(hidden), pass.routing)
     }
 }

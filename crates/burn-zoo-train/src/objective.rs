@@ -7,7 +7,7 @@ use burn::optim::{GradientsParams, ModuleOptimizer};
 use burn::tensor::{DType, ExecutionError, Int, Tensor, TensorReadError, activation};
 use burn_train::{InferenceStep, ItemLazy, TrainOutput, TrainStep};
 use burn_zoo_data::windows::TokenBatch;
-use burn_zoo_nn::{LanguageModel, mixture::Routing};
+use burn_zoo_nn::{Inputs, LanguageModel, mixture::Routing};
 
 use crate::optimizer::clip_by_global_norm;
 
@@ -36,7 +36,7 @@ impl<M: LanguageModel> CausalLm<M> {
 
     /// The same for a batch, with the auxiliary losses of mixtures of experts, which training minimises too.
     fn losses(&self, batch: &TokenBatch) -> (Tensor<1>, Tensor<1>) {
-        let (logits, routing) = self.model.forward_routed(batch.inputs.clone());
+        let (logits, routing) = self.model.forward_routed(inputs(batch));
         let loss = cross_entropy(logits, batch.targets.clone(), batch.n_asked);
         let auxiliary = routing.iter().map(Routing::auxiliary_loss);
         let total = auxiliary.fold(loss.clone(), |sum, auxiliary| sum + auxiliary);
@@ -62,6 +62,14 @@ pub fn cross_entropy(
             let asked = asked.cast(chosen.dtype());
             (chosen * asked).sum().neg() / n_asked as f64
         }
+    }
+}
+
+/// What the model reads of a batch.
+fn inputs(batch: &TokenBatch) -> Inputs {
+    Inputs {
+        prefix_lengths: batch.prefix_lengths.clone(),
+        ..batch.inputs.clone().into()
     }
 }
 
@@ -160,7 +168,7 @@ impl<M: LanguageModel> InferenceStep for CausalLm<M> {
 
     fn step(&self, batch: TokenBatch) -> LossOutput {
         let n_tokens = batch.n_tokens();
-        let logits = self.model.forward(batch.inputs);
+        let (logits, _) = self.model.forward_routed(inputs(&batch));
         let loss = cross_entropy(logits, batch.targets, batch.n_asked);
         LossOutput::new(loss, n_tokens)
     }

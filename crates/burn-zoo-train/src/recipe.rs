@@ -81,6 +81,8 @@ fn default_seed() -> u64 {
 pub enum Objective {
     /// Predict each token from those before it.
     CausalLm,
+    /// Predict each token from those before it and a prefix, of random length, that all see.
+    PrefixLm,
     /// Predict masked tokens from all others.
     MaskedLm {
         /// The share of tokens that are asked for; BERT has 0.15.
@@ -89,22 +91,27 @@ pub enum Objective {
 }
 
 impl Objective {
-    /// What it asks of a text with tokens below `vocab_size`.
-    pub fn prediction(self, vocab_size: usize) -> Prediction {
+    /// What it asks of a text. `mask` is the token that hides another, the last of the vocabulary.
+    pub fn prediction(self, mask: u32) -> Prediction {
         match self {
             Self::CausalLm => Prediction::Next,
-            Self::MaskedLm { probability } => Prediction::Masked {
-                probability,
-                mask: vocab_size as u32,
-            },
+            Self::PrefixLm => Prediction::AfterPrefix,
+            Self::MaskedLm { probability } => Prediction::Masked { probability, mask },
         }
     }
 
-    /// How many tokens it adds to those of the text.
-    pub fn n_extra_tokens(self) -> usize {
+    /// Whether it hides tokens behind a mask.
+    pub fn needs_mask(self) -> bool {
+        matches!(self, Self::MaskedLm { .. })
+    }
+
+    fn validate(self) -> Result<(), RecipeError> {
         match self {
-            Self::CausalLm => 0,
-            Self::MaskedLm { .. } => 1,
+            Self::MaskedLm { probability } if !(probability > 0.0 && probability < 1.0) => {
+                let problem = format!("must be above 0 and below 1, got {probability}");
+                Err(RecipeError::key("objective.masked_lm.probability", problem))
+            }
+            _ => Ok(()),
         }
     }
 }
@@ -312,6 +319,7 @@ impl Recipe {
 
     /// Refuses impossible values.
     pub fn validate(&self) -> Result<(), RecipeError> {
+        self.objective.validate()?;
         let valid_fraction = self.data.valid_fraction;
         if !(valid_fraction > 0.0 && valid_fraction < 1.0) {
             let problem = format!("must be above 0 and below 1, got {valid_fraction}");

@@ -21,7 +21,7 @@ use burn_zoo_models::{
     directory::{self, DirectoryError},
     files,
 };
-use burn_zoo_nn::{ConfigError, LanguageModel, Transformer, TransformerConfig, init};
+use burn_zoo_nn::{ConfigError, Inputs, LanguageModel, Transformer, TransformerConfig, init};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -190,19 +190,28 @@ pub fn train(
     }
 
     let corpus = Corpus::split(text, recipe.data.valid_fraction);
-    let tokenizer = match resume {
+    let mut tokenizer = match resume {
         true => Tokenizer::load(&out.join(directory::TOKENIZER))?,
         false => train_tokenizer(&recipe.tokenizer, text, &corpus)?,
     };
+    if recipe.objective.needs_mask() {
+        tokenizer.add_mask()?;
+    }
     let splits = Splits {
         train: tokenizer.encode(&corpus.train)?.into(),
         valid: tokenizer.encode(&corpus.valid)?.into(),
     };
-    let vocab_size = tokenizer.vocab_size();
-    let architecture = recipe
+    let mut architecture = recipe
         .model
-        .architecture(vocab_size + recipe.objective.n_extra_tokens())
+        .architecture(tokenizer.vocab_size())
         .map_err(RunError::Model)?;
+    let mask = tokenizer.mask_id();
+    if let Some(mask) = mask {
+        architecture
+            .json
+            .entry("mask_token_id")
+            .or_insert_with(|| mask.into());
+    }
     let config = &architecture.transformer;
     check_objective(recipe.objective, config).map_err(RunError::Model)?;
     splits
@@ -243,7 +252,7 @@ pub fn train(
     let fitted = fit(
         config.init(device),
         &splits,
-        &TrainerConfig::new(recipe, config.context_length(), vocab_size),
+        &TrainerConfig::new(recipe, config.context_length(), mask.unwrap_or(0)),
         device,
         session,
     )?;
@@ -435,16 +444,25 @@ fn check_objective(objective: Objective, config: &TransformerConfig) -> Result<(
         );
     }
     match objective {
-        Objective::CausalLm if !config.stack.is_decoder() => refuse(
+        Objective::CausalLm | Objective::PrefixLm if !config.stack.is_decoder() => refuse(
             "stack.blocks",
             "see the token to predict: use objective = { masked_lm = { probability = 0.15 } }",
+        ),
+        Objective::CausalLm if config.stack.has_prefix() => refuse(
+            "stack.blocks",
+            "have prefix attention, which this objective leaves untrained: use objective = \
+             \"prefix_lm\"",
+        ),
+        Objective::PrefixLm if !config.stack.has_prefix() => refuse(
+            "stack.blocks",
+            "have no prefix attention: use objective = \"causal_lm\"",
         ),
         _ => Ok(()),
     }
 }
 
 /// For each mixture of the model, the share of the choices that each expert takes, over some windows
-/// of the held-out text.
+/// of the held-out text, of which a model with a prefix takes half for it.
 fn expert_load(
     model: &Transformer,
     config: &TransformerConfig,
@@ -465,7 +483,11 @@ fn expert_load(
     for window in valid.chunks_exact(seq).take(WINDOWS) {
         let tokens: Vec<i32> = window.iter().map(|&token| token as i32).collect();
         let tokens = Tensor::<2, Int>::from_data(TensorData::new(tokens, [1, seq]), &device);
-        let (_, routing) = model.forward_routed(tokens);
+        let half = Tensor::<1, Int>::from_data([seq as i64 / 2], &device);
+        let (_, routing) = model.forward_routed(Inputs {
+            prefix_lengths: Some(half),
+            ..tokens.into()
+        });
         for (load, routing) in loads.iter_mut().zip(routing) {
             for (sum, taken) in load.iter_mut().zip(routing.load) {
                 *sum += taken;

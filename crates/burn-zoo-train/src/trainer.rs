@@ -43,12 +43,13 @@ pub struct TrainerConfig {
 }
 
 impl TrainerConfig {
-    /// What a recipe says, for windows as long as its model's context, of tokens below `vocab_size`.
-    pub fn new(recipe: &Recipe, context_length: usize, vocab_size: usize) -> Self {
+    /// What a recipe says, for windows as long as its model's context. `mask` is the token that hides
+    /// another, for objectives that need one.
+    pub fn new(recipe: &Recipe, context_length: usize, mask: u32) -> Self {
         Self {
             seed: recipe.seed,
             context_length,
-            prediction: recipe.objective.prediction(vocab_size),
+            prediction: recipe.objective.prediction(mask),
             optimizer: recipe.optimizer.clone(),
             schedule: recipe.schedule.clone(),
             training: recipe.training.clone(),

@@ -71,6 +71,19 @@ impl Default for GptNeoConfig {
 
 impl GptNeoConfig {
     fn patterns(&self) -> Result<Vec<AttentionPattern>, ConfigError> {
+        let n_named = self
+            .attention_types
+            .iter()
+            .fold(0usize, |sum, (names, count)| {
+                sum.saturating_add(names.len().saturating_mul(*count))
+            });
+        if n_named != self.num_layers {
+            let problem = format!(
+                "must name a pattern for each of the num_layers ({}), got {n_named}",
+                self.num_layers
+            );
+            return Err(ConfigError::new("attention_types", problem));
+        }
         let names = self
             .attention_types
             .iter()

@@ -95,7 +95,7 @@ fn decoder_head(
         Task::Sequence => HeadConfig::Sequence {
             n_labels: common.n_labels(),
             state: SequenceState::Last {
-                padding_id: common.pad_token_id,
+                padding_id: common.padding_id(),
             },
             dense: None,
             bias: false,

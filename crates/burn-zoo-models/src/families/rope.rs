@@ -73,7 +73,12 @@ impl RopeFields {
         let rope: Rope = parse(Value::Object(merged)).map_err(|error| error.within(field))?;
         let base = rope.rope_theta.or(self.rope_theta).unwrap_or(default_base);
         let share = rope.partial_rotary_factor.or(self.partial_rotary_factor);
-        let dims = (head_dim as f64 * share.unwrap_or(default_share)) as usize;
+        let share = share.unwrap_or(default_share);
+        if !(share > 0.0 && share <= 1.0) {
+            let problem = format!("must be above 0 and at most 1, got {share}");
+            return Err(ConfigError::new("partial_rotary_factor", problem));
+        }
+        let dims = (head_dim as f64 * share) as usize;
         let scaling = rope
             .scaling(context_length)
             .map_err(|error| error.within(field))?;
