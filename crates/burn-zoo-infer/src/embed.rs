@@ -183,7 +183,11 @@ impl SentenceEncoder {
     /// Texts that are encoded at once.
     const BATCH: usize = 32;
 
-    /// Reads a directory of `sentence-transformers`, or of any encoder without a head.
+    /// Reads a directory of `sentence-transformers`, or of any encoder.
+    ///
+    /// # Errors
+    ///
+    /// When a file cannot be read or names what the zoo does not have, or the model is no encoder.
     pub fn load(directory: &Path, device: &Device) -> Result<Self, EmbedError> {
         let (folder, mut config) = read_modules(directory)?;
         let (model, architecture) = directory::load(&folder, device)?;
@@ -217,6 +221,10 @@ impl SentenceEncoder {
     }
 
     /// A vector for each text. Texts of like length share a batch, which changes nothing but time.
+    ///
+    /// # Errors
+    ///
+    /// When a text cannot be encoded.
     pub fn embed<T: AsRef<str>>(&self, texts: &[T]) -> Result<Vec<Vec<f32>>, EmbedError> {
         let tokens = self
             .tokenizer

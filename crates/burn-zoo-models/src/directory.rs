@@ -44,6 +44,10 @@ pub enum DirectoryError {
 
 /// Writes `config.json` and `model.safetensors` into a directory, which is made when it is not
 /// there.
+///
+/// # Errors
+///
+/// When a file cannot be written; what was there is then as it was.
 pub fn save(
     model: &Transformer,
     architecture: &Architecture,
@@ -65,6 +69,10 @@ pub fn save(
 }
 
 /// Reads `config.json`: of a family, as the `transformers` library writes it, or of the zoo's own.
+///
+/// # Errors
+///
+/// When it cannot be read, or a field is missing, unknown to the zoo, or does not fit; it is named.
 pub fn load_config(directory: &Path) -> Result<Architecture, DirectoryError> {
     let path = directory.join(CONFIG);
     let text = std::fs::read_to_string(&path).map_err(|source| DirectoryError::Io {
@@ -82,6 +90,11 @@ pub fn load_config(directory: &Path) -> Result<Architecture, DirectoryError> {
 }
 
 /// Reads a model onto `device`. Its values are in memory once, whatever the file.
+///
+/// # Errors
+///
+/// As [`load_config`], and when the weights are missing, damaged, or not those of the configuration;
+/// each tensor that does not fit is named.
 pub fn load(
     directory: &Path,
     device: &Device,

@@ -39,7 +39,8 @@ pub enum RotaryScaling {
         /// How much longer the context becomes.
         factor: f64,
     },
-    /// NTK scaling that sets in beyond `original_context` and follows the sequence's length.
+    /// NTK scaling that sets in beyond `original_context` and follows the sequence's length. A cache
+    /// keeps keys as they were turned, at the length that was read by then.
     DynamicNtk {
         /// How much longer the context may become.
         factor: f64,

@@ -456,6 +456,8 @@ impl FamilyConfig for MixtralConfig {
             attention_bias: AttentionBias::all(false),
             feed_forward_bias: false,
             window: Box::new(move |_| window),
+            // The reference's balance loss counts all of a token's choices, this one the first. It takes
+            // part in training only.
             mixture: Some(MixtureConfig {
                 top_k: self.num_experts_per_tok,
                 balance_coefficient: self.router_aux_loss_coef,
