@@ -37,7 +37,7 @@ use serde::{Deserialize, Serialize};
 
 /// The fields of a Mosaic's `config.json`, with the values of those that are left out.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 struct MosaicConfig {
     model_type: String,
     architectures: Vec<String>,

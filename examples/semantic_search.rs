@@ -20,7 +20,7 @@ fn passages(text: &str) -> Vec<String> {
         let prose = match comment {
             Some(comment) => comment.trim(),
             // Markdown has no semicolons and braces at its ends.
-            None if line.ends_with(['.', ':', ',']) && line.contains(' ') => line,
+            None if line.ends_with(['.', ':', ',']) && !line.starts_with('"') => line,
             None => "",
         };
         let last = passages.last_mut().expect("there is always one");
