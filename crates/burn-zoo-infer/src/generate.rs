@@ -165,14 +165,11 @@ pub struct Marks {
 impl Marks {
     /// As the model's `config.json` says.
     pub fn of(architecture: &Architecture) -> Self {
-        let id = |key: &str| {
-            let value = architecture.json.get(key)?;
-            let value = value.as_array().map_or(Some(value), |ids| ids.first())?;
-            u32::try_from(value.as_u64()?).ok()
-        };
+        let common = architecture.common();
+        let id = |id: Option<usize>| u32::try_from(id?).ok();
         Self {
-            start: id("decoder_start_token_id").unwrap_or(0),
-            end: id("eos_token_id"),
+            start: id(common.decoder_start_token_id).unwrap_or(0),
+            end: id(common.end_id()),
         }
     }
 }

@@ -59,11 +59,16 @@ pub fn save(
     })?;
     weights::save(model, &architecture.names, &directory.join(WEIGHTS))?;
     let path = directory.join(CONFIG);
-    let json = serde_json::to_string_pretty(&architecture.json).map_err(|error| {
-        DirectoryError::Config {
-            path: path.clone(),
-            problem: error.to_string(),
+    let mut json = architecture.json.clone();
+    for key in ["dtype", "torch_dtype"] {
+        // Whatever they were read as, weights are written in 32 bits.
+        if let Some(value) = json.get_mut(key) {
+            *value = "float32".into();
         }
+    }
+    let json = serde_json::to_string_pretty(&json).map_err(|error| DirectoryError::Config {
+        path: path.clone(),
+        problem: error.to_string(),
     })?;
     files::replace_with(&path, json).map_err(|source| DirectoryError::Io { path, source })
 }
@@ -85,8 +90,7 @@ pub fn load_config(directory: &Path) -> Result<Architecture, DirectoryError> {
     };
     let json: Map<String, Value> =
         serde_json::from_str(&text).map_err(|error| broken(error.to_string()))?;
-    Architecture::from_json(json)
-        .map_err(|ConfigError { field, problem }| broken(format!("{field}: {problem}")))
+    Architecture::from_json(json).map_err(|error| broken(error.to_string()))
 }
 
 /// Reads a model onto `device`. Its values are in memory once, whatever the file.
@@ -111,9 +115,9 @@ pub fn load(
             };
         }
         architecture.names.set_rotary_frequencies(&frequencies);
-        let problem = |ConfigError { field, problem }| DirectoryError::Config {
+        let problem = |error: ConfigError| DirectoryError::Config {
             path: directory.join(CONFIG),
-            problem: format!("{field}: {problem}"),
+            problem: error.to_string(),
         };
         architecture.transformer.validate().map_err(problem)?;
     }

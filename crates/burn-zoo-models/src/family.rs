@@ -39,30 +39,27 @@ impl Task {
     /// When the zoo has no such head.
     pub fn from_class(class: &str) -> Result<Self, ConfigError> {
         let endings = [
-            ("LMHeadModel", Self::Language),
-            ("ForCausalLM", Self::Language),
-            ("ForConditionalGeneration", Self::Language),
-            ("ForBlankInfilling", Self::Language),
-            ("ForMaskedLM", Self::MaskedLanguage),
-            ("ForPreTraining", Self::Pretraining),
-            ("ForNextSentencePrediction", Self::NextSentence),
-            ("ForSequenceClassification", Self::Sequence),
-            ("ForTokenClassification", Self::Token),
-            ("ForQuestionAnswering", Self::Span),
-            ("EncoderModel", Self::Encoder),
-            ("DoubleHeadsModel", Self::Language),
-            ("Model", Self::Base),
+            ("LMHeadModel", Some(Self::Language)),
+            ("ForCausalLM", Some(Self::Language)),
+            ("ForConditionalGeneration", Some(Self::Language)),
+            ("ForBlankInfilling", Some(Self::Language)),
+            ("ForMaskedLM", Some(Self::MaskedLanguage)),
+            ("ForPreTraining", Some(Self::Pretraining)),
+            ("ForNextSentencePrediction", Some(Self::NextSentence)),
+            ("ForSequenceClassification", Some(Self::Sequence)),
+            ("ForTokenClassification", Some(Self::Token)),
+            ("ForQuestionAnswering", Some(Self::Span)),
+            ("EncoderModel", Some(Self::Encoder)),
+            ("DoubleHeadsModel", None),
+            ("Model", Some(Self::Base)),
         ];
         let found = endings
             .into_iter()
             .find(|(ending, _)| class.ends_with(ending));
-        match found {
-            Some((ending, task)) if ending != "DoubleHeadsModel" => Ok(task),
-            _ => Err(ConfigError::new(
-                "architectures",
-                format!("`{class}` has a head that the zoo does not have"),
-            )),
-        }
+        found.and_then(|(_, task)| task).ok_or_else(|| {
+            let problem = format!("`{class}` has a head that the zoo does not have");
+            ConfigError::new("architectures", problem)
+        })
     }
 }
 
@@ -80,6 +77,8 @@ pub struct Common {
     pub pad_token_id: Option<i64>,
     /// The id of the token that ends a text.
     pub eos_token_id: Option<Value>,
+    /// The id of the token that the decoder of an encoder–decoder begins with.
+    pub decoder_start_token_id: Option<usize>,
 }
 
 impl Common {
@@ -166,6 +165,11 @@ impl Architecture {
         };
         architecture.transformer.validate()?;
         Ok(architecture)
+    }
+
+    /// What its configuration has in common with those of all families.
+    pub fn common(&self) -> Common {
+        parse(Value::Object(self.json.clone())).unwrap_or_default()
     }
 
     /// The same for a model that is yet to be trained: the class is the family's own where none is

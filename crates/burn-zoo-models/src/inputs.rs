@@ -185,8 +185,7 @@ impl InputFile {
             )),
             (None, None) => Ok(None),
             (None, Some(_)) if config.head.classifies() => {
-                let start = architecture.json.get("decoder_start_token_id");
-                let start = start.and_then(serde_json::Value::as_i64).unwrap_or(0);
+                let start = architecture.common().decoder_start_token_id.unwrap_or(0) as i64;
                 let [batch, seq] = tokens.dims();
                 let first = Tensor::<2, Int>::zeros([batch, 1], device) + start;
                 Ok(Some(match seq {

@@ -296,6 +296,11 @@ impl Names {
         }
     }
 
+    /// Whether checkpoints hold the frequencies of rotary positions.
+    pub fn has_rotary_frequencies(&self) -> bool {
+        self.frequencies.is_some()
+    }
+
     /// Whether a tensor of the checkpoint holds the frequencies of rotary positions.
     pub fn is_frequencies(&self, theirs: &str) -> bool {
         let ending = self.frequencies.as_ref();

@@ -399,6 +399,9 @@ pub fn rounded_frequencies(
     names: &Names,
     directory: &Path,
 ) -> Result<Option<Vec<f64>>, WeightsError> {
+    if !names.has_rotary_frequencies() {
+        return Ok(None);
+    }
     for path in checkpoint_files(directory)? {
         let file = MappedFile::open(path)?;
         for (name, view) in file.tensors()?.tensors() {

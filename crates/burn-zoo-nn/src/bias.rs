@@ -1,7 +1,7 @@
 //! Positions as something added to attention scores: ALiBi and T5's relative buckets.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Bool, Device, Int, Tensor, TensorData, module};
+use burn::tensor::{Device, Int, Tensor, TensorData, module};
 use serde::{Deserialize, Serialize};
 
 use crate::{ConfigError, init, require_positive};
@@ -18,34 +18,14 @@ pub fn alibi_slopes(n_heads: usize) -> Vec<f64> {
     first.chain(rest).collect()
 }
 
-/// The ALiBi bias `−slope · distance`, `[1, n_heads, seq_q, seq_k]`. The queries are the last `seq_q`
-/// of the `seq_k` positions.
-pub fn alibi(n_heads: usize, seq_q: usize, seq_k: usize, device: &Device) -> Tensor<4> {
-    let mut values = Vec::with_capacity(n_heads * seq_q * seq_k);
-    for slope in alibi_slopes(n_heads) {
-        for query in seq_k - seq_q..seq_k {
-            values.extend((0..seq_k).map(|key| (-slope * query.abs_diff(key) as f64) as f32));
-        }
-    }
-    Tensor::from_data(TensorData::new(values, [1, n_heads, seq_q, seq_k]), device)
-}
-
-/// The same where padding is not counted in distances, `[batch, n_heads, seq_q, seq_k]`, from which of
-/// the keys are real, `[batch, seq_k]`.
-pub fn alibi_between_real(n_heads: usize, seq_q: usize, real: Tensor<2, Bool>) -> Tensor<4> {
-    let [batch, seq_k] = real.dims();
-    let device = real.device();
-    let real = real.int();
-    let counted = real.clone().cumsum(1) - 1;
-    let queries = counted.clone().float().narrow(1, seq_k - seq_q, seq_q);
-    let positions = (counted * real).float();
-    let distance = queries.reshape([batch, 1, seq_q, 1]) - positions.reshape([batch, 1, 1, seq_k]);
-    let slopes: Vec<f32> = alibi_slopes(n_heads)
-        .iter()
-        .map(|&slope| slope as f32)
-        .collect();
-    let slopes = Tensor::<4>::from_data(TensorData::new(slopes, [1, n_heads, 1, 1]), &device);
-    -(distance.abs() * slopes)
+/// The ALiBi bias `−slope · distance`, `[batch or 1, n_heads, seq_q, seq_k]`, from the positions of
+/// queries `[batch or 1, 1, seq_q, 1]` and keys `[batch or 1, 1, 1, seq_k]`.
+pub fn alibi(n_heads: usize, queries: Tensor<4>, keys: Tensor<4>) -> Tensor<4> {
+    let slopes = alibi_slopes(n_heads).into_iter();
+    let slopes: Vec<f32> = slopes.map(|slope| slope as f32).collect();
+    let slopes = TensorData::new(slopes, [1, n_heads, 1, 1]);
+    let slopes = Tensor::<4>::from_data(slopes, &queries.device());
+    -((queries - keys).abs() * slopes)
 }
 
 /// Whether keys after the query have buckets of their own.

@@ -88,9 +88,9 @@ impl Pass {
 
     fn compose_bias(&self, key: BiasKey, seq: usize, device: &Device) -> Option<Tensor<4>> {
         let end = self.start + seq;
-        let alibi = key.alibi_heads.map(|n_heads| match &self.visible {
-            None => bias::alibi(n_heads, seq, end, device),
-            Some(visible) => bias::alibi_between_real(n_heads, seq, visible.clone()),
+        let alibi = key.alibi_heads.map(|n_heads| {
+            let (queries, keys) = self.real_positions(seq, device);
+            bias::alibi(n_heads, queries, keys)
         });
         let prefix = key.has_prefix.then(|| hide(self.prefix(seq, device)));
         let padding = self.visible.clone().map(|visible| {
@@ -105,6 +105,29 @@ impl Pass {
             .into_iter()
             .flatten()
             .reduce(|sum, bias| sum + bias)
+    }
+
+    /// The positions of queries `[batch or 1, 1, seq, 1]` and keys `[batch or 1, 1, 1, start + seq]`, where
+    /// padding does not count.
+    fn real_positions(&self, seq: usize, device: &Device) -> (Tensor<4>, Tensor<4>) {
+        let end = self.start + seq;
+        let (counted, keys) = match self.visible.clone() {
+            None => {
+                let all = Tensor::<1, Int>::arange(0..end as i64, device).reshape([1, end]);
+                (all.clone(), all)
+            }
+            Some(visible) => {
+                let real = visible.int();
+                let counted = real.clone().cumsum(1) - 1;
+                (counted.clone(), counted * real)
+            }
+        };
+        let [batch, _] = keys.dims();
+        let queries = counted.narrow(1, self.start, seq);
+        (
+            queries.float().reshape([batch, 1, seq, 1]),
+            keys.float().reshape([batch, 1, 1, end]),
+        )
     }
 
     /// Which keys are visible: those before a query, and those of the prefix. `[batch, 1, seq, keys]`.

@@ -77,8 +77,6 @@ impl Default for DecoderFields {
 struct Variant {
     name: &'static str,
     base: f64,
-    /// By family, when `num_key_value_heads` is not there.
-    default_kv_heads: usize,
     attention_bias: AttentionBias,
     feed_forward_bias: bool,
     /// How many positions a layer sees; all when none.
@@ -101,7 +99,7 @@ impl DecoderFields {
                 ("num_attention_heads", self.num_attention_heads),
             )?,
         };
-        let n_kv_heads = self.num_key_value_heads.unwrap_or(variant.default_kv_heads);
+        let n_kv_heads = self.num_key_value_heads.unwrap_or(self.num_attention_heads);
         let context_length = self.max_position_embeddings;
         let rotary = self
             .rope
@@ -204,7 +202,6 @@ impl FamilyConfig for LlamaConfig {
         let variant = Variant {
             name: Self::NAME,
             base: 1e4,
-            default_kv_heads: self.fields.num_attention_heads,
             attention_bias: AttentionBias::all(self.attention_bias),
             feed_forward_bias: self.mlp_bias,
             window: Box::new(|_| None),
@@ -273,7 +270,6 @@ impl FamilyConfig for MistralConfig {
         let variant = Variant {
             name: Self::NAME,
             base: 1e4,
-            default_kv_heads: self.fields.num_attention_heads,
             attention_bias: AttentionBias::all(false),
             feed_forward_bias: false,
             window: Box::new(move |_| window),
@@ -357,7 +353,6 @@ impl FamilyConfig for Qwen2Config {
         let variant = Variant {
             name: Self::NAME,
             base: 1e4,
-            default_kv_heads: self.fields.num_attention_heads,
             attention_bias: AttentionBias {
                 output: false,
                 ..AttentionBias::all(true)
@@ -452,7 +447,6 @@ impl FamilyConfig for MixtralConfig {
         let variant = Variant {
             name: Self::NAME,
             base: 1e6,
-            default_kv_heads: self.fields.num_attention_heads,
             attention_bias: AttentionBias::all(false),
             feed_forward_bias: false,
             window: Box::new(move |_| window),
