@@ -22,7 +22,7 @@ use burn_zoo::{
         stack::StackConfig,
     },
 };
-use common::{assert_close, data, devices, normal, processor, values};
+use common::{assert_close, data, devices, normal, normal_distribution, processor, values};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
@@ -671,31 +671,13 @@ fn contacts_are_symmetric_probabilities() {
 #[test]
 fn activations_follow_their_formulas() {
     let x: Vec<f64> = (-30..=30).map(|i| f64::from(i) / 10.0).collect();
-    let density = |t: f64| (-t * t / 2.0).exp() / std::f64::consts::TAU.sqrt();
-    let phi = |x: f64| {
-        // Simpson's rule from 0 to x.
-        let n = 200;
-        let h = x / f64::from(n);
-        let weight = |i| {
-            if i == 0 || i == n {
-                1.0
-            } else {
-                f64::from(2 + 2 * (i % 2))
-            }
-        };
-        0.5 + (0..=n)
-            .map(|i| weight(i) * density(f64::from(i) * h))
-            .sum::<f64>()
-            * h
-            / 3.0
-    };
     let tanh = |x: f64| {
         let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
         0.5 * x * (1.0 + inner.tanh())
     };
     let formulas: [(Activation, &dyn Fn(f64) -> f64); 4] = [
         (Activation::Relu, &|x| x.max(0.0)),
-        (Activation::Gelu, &|x| x * phi(x)),
+        (Activation::Gelu, &|x| x * normal_distribution(x)),
         (Activation::GeluTanh, &tanh),
         (Activation::Silu, &|x| x / (1.0 + (-x).exp())),
     ];

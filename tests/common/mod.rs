@@ -72,3 +72,37 @@ pub fn assert_close(found: &[f64], expected: &[f64], tolerance: f64, what: &str)
         );
     }
 }
+
+/// The Python to compare with, if it has a module. The variable `BURN_ZOO_PYTHON` names one that must
+/// have it, so that a missing module cannot skip a test unseen.
+pub fn python_with(module: &str) -> Option<String> {
+    let variable = std::env::var("BURN_ZOO_PYTHON");
+    let python = variable.clone().unwrap_or_else(|_| "python3".to_owned());
+    let probe = std::process::Command::new(&python)
+        .args(["-c", &format!("import {module}")])
+        .output();
+    if probe.is_ok_and(|output| output.status.success()) {
+        return Some(python);
+    }
+    eprintln!("skipped: {python} has no module {module}");
+    assert!(variable.is_err(), "BURN_ZOO_PYTHON must have {module}");
+    None
+}
+
+/// The density of the normal distribution.
+pub fn normal_density(x: f64) -> f64 {
+    (-x * x / 2.0).exp() / std::f64::consts::TAU.sqrt()
+}
+
+/// The normal distribution, by Simpson's rule from 0 to `x` over its density.
+pub fn normal_distribution(x: f64) -> f64 {
+    let (n, h) = (200, x / 200.0);
+    let weight = |i: i32| match i {
+        0 | 200 => 1.0,
+        i => f64::from(2 + 2 * (i % 2)),
+    };
+    let sum: f64 = (0..=n)
+        .map(|i| weight(i) * normal_density(f64::from(i) * h))
+        .sum();
+    0.5 + sum * h / 3.0
+}
