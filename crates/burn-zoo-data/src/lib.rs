@@ -4,5 +4,6 @@
 //! [`Windows`](windows) → batches on a device.
 
 pub mod corpus;
+pub mod document;
 pub mod tokenizer;
 pub mod windows;
