@@ -112,7 +112,9 @@ impl Shards {
         for (file, shard) in self.files.shards.iter().zip(&self.index.shards) {
             file.verify(&shard.checksum)?;
         }
-        self.files.documents.verify(&self.index.documents_checksum)?;
+        self.files
+            .documents
+            .verify(&self.index.documents_checksum)?;
         const STEP: usize = 1 << 20;
         let mut tokens = Vec::new();
         for split in Split::ALL.map(|split| self.split(split)) {
@@ -232,7 +234,9 @@ impl SplitTokens {
     }
 
     fn segment_of(&self, position: usize) -> usize {
-        let after = self.segments.partition_point(|segment| segment.start <= position);
+        let after = self
+            .segments
+            .partition_point(|segment| segment.start <= position);
         after.saturating_sub(1)
     }
 
