@@ -5,5 +5,9 @@
 
 pub mod corpus;
 pub mod document;
+#[cfg(feature = "download")]
+pub mod download;
+pub mod markup;
+pub mod sources;
 pub mod tokenizer;
 pub mod windows;
