@@ -1,12 +1,16 @@
-//! From text to batches: corpora, tokenizers, and windows of tokens.
+//! From text to batches: corpora, cleaning, tokenizers, and windows of tokens.
 //!
-//! Data flows one way: [`Corpus`](corpus::Corpus) → [`Tokenizer`](tokenizer::Tokenizer) →
-//! [`Windows`](windows) → batches on a device. A corpus that memory does not hold becomes packed
-//! [`shards`] first.
+//! Data flows one way: [`sources`] → [`clean`] → [`Tokenizer`](tokenizer::Tokenizer) → packed
+//! [`shards`] → [`windows`] → batches on a device. The [`pipeline`] goes as far as shards. A text that memory
+//! holds needs none: see [`Corpus`](corpus::Corpus).
 
 pub mod corpus;
 pub mod document;
+#[cfg(feature = "download")]
+pub mod download;
 mod files;
+pub mod markup;
 pub mod shards;
+pub mod sources;
 pub mod tokenizer;
 pub mod windows;
