@@ -3,6 +3,7 @@
 //! Data flows one way: [`Corpus`](corpus::Corpus) → [`Tokenizer`](tokenizer::Tokenizer) →
 //! [`Windows`](windows) → batches on a device.
 
+pub mod clean;
 pub mod corpus;
 pub mod document;
 pub mod tokenizer;
