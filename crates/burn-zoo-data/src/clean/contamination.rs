@@ -18,15 +18,18 @@ impl Contamination {
     /// Reads evaluation files as plain text, whatever their format: what is between the texts of a
     /// table or of JSON only hides the n-grams that reach over it.
     pub fn new(files: &[PathBuf], n: usize) -> Result<Self, Problem> {
+        if files.is_empty() {
+            return Err(Problem::Empty);
+        }
         let mut hashes = HashSet::default();
         for file in files {
-            let before = hashes.len();
             let text = read(file)?;
-            hashes.extend(NGrams::new(&text, n).map(|found| found.hash));
-            if hashes.len() == before && NGrams::new(&text, n).next().is_none() {
+            let mut found = NGrams::new(&text, n).map(|found| found.hash).peekable();
+            if found.peek().is_none() {
                 let file = file.clone();
                 return Err(Problem::TooShort { file, n });
             }
+            hashes.extend(found);
         }
         hashes.shrink_to_fit();
         Ok(Self { n, hashes })

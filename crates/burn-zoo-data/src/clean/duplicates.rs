@@ -431,3 +431,286 @@ fn capacity<Entry>(bytes: usize) -> usize {
     let power_of_two = (buckets + 1).next_power_of_two() / 2;
     power_of_two / 8 * 7
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clean::{StepReport, hash};
+    use proptest::prelude::*;
+    use std::collections::HashMap;
+
+    const BOTH: [Step; 2] = [
+        Step::ExactDuplicates,
+        Step::NearDuplicates(MinHashConfig {
+            n_gram: 5,
+            bands: 14,
+            rows: 8,
+        }),
+    ];
+
+    fn duplicates(steps: &[Step]) -> Duplicates {
+        Duplicates::new(steps).unwrap().unwrap()
+    }
+
+    /// The verdicts on all parts, one after the other.
+    fn find(duplicates: &Duplicates, parts: &[Vec<Fingerprint>], memory: usize) -> Vec<Verdict> {
+        let written: Vec<Vec<u8>> = parts.iter().map(|part| bytes(part)).collect();
+        let sizes: Vec<usize> = parts.iter().map(Vec::len).collect();
+        let open = |part: usize| Ok(&written[part][..]);
+        let verdicts = find_duplicates(duplicates, &sizes, open, memory).unwrap();
+        (0..parts.len())
+            .flat_map(|part| verdicts.part(part))
+            .collect()
+    }
+
+    fn bytes(fingerprints: &[Fingerprint]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        fingerprints
+            .iter()
+            .for_each(|fingerprint| fingerprint.write(&mut bytes));
+        bytes
+    }
+
+    /// The verdicts by the definition: documents that share a key are joined until nothing changes.
+    fn brute_force(parts: &[Vec<Fingerprint>]) -> Vec<Verdict> {
+        let all: Vec<&Fingerprint> = parts.iter().flatten().collect();
+        let shares = |a: &Fingerprint, b: &Fingerprint| {
+            a.exact == b.exact || a.bands.iter().any(|band| b.bands.contains(band))
+        };
+        let mut cluster: Vec<usize> = (0..all.len()).collect();
+        loop {
+            let before = cluster.clone();
+            for a in 0..all.len() {
+                for b in 0..all.len() {
+                    if shares(all[a], all[b]) {
+                        cluster[a] = cluster[a].min(cluster[b]);
+                    }
+                }
+            }
+            if cluster == before {
+                break;
+            }
+        }
+        let places: Vec<Place> = parts
+            .iter()
+            .enumerate()
+            .flat_map(|(part, fingerprints)| {
+                (0..fingerprints.len()).map(move |document| Place { part, document })
+            })
+            .collect();
+        let verdict = |document: usize| {
+            let earlier_text = all[..document]
+                .iter()
+                .any(|other| other.exact == all[document].exact);
+            match cluster[document] {
+                first if first == document => Verdict::Keep,
+                first if earlier_text => Verdict::Exact(places[first]),
+                first => Verdict::Near(places[first]),
+            }
+        };
+        (0..all.len()).map(verdict).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn verdicts_are_those_of_the_definition(
+            keys in prop::collection::vec((0u64..40, [0u64..60, 0u64..60]), 0..60),
+            size in 1usize..20,
+        ) {
+            // Keys are hashes; here they collide often. Equal texts have equal bands.
+            let fingerprints: Vec<Fingerprint> = keys
+                .iter()
+                .map(|(text, _)| {
+                    let (_, bands) = keys.iter().find(|(other, _)| other == text).unwrap();
+                    let exact = u128::from(hash::mix(*text)) << 64;
+                    let bands = bands.map(hash::mix).to_vec();
+                    Fingerprint { exact, bands }
+                })
+                .collect();
+            let parts: Vec<Vec<Fingerprint>> = fingerprints.chunks(size).map(<[_]>::to_vec).collect();
+            let mut steps = BOTH;
+            steps[1] = Step::NearDuplicates(MinHashConfig { bands: 2, ..Default::default() });
+            let duplicates = duplicates(&steps);
+            let found = find(&duplicates, &parts, 1 << 20);
+            prop_assert_eq!(&found, &brute_force(&parts));
+        }
+    }
+
+    #[test]
+    fn little_memory_takes_more_readings_and_gives_the_same() {
+        let duplicates = duplicates(&BOTH);
+        let text = |document: u64| format!("{:x}", hash::mix(document % 1700));
+        let fingerprints: Vec<Fingerprint> = (0..2000)
+            .map(|document| duplicates.fingerprint(&text(document)))
+            .collect();
+        let written = bytes(&fingerprints);
+        let readings = std::cell::Cell::new(0);
+        let open = |_| {
+            readings.set(readings.get() + 1);
+            Ok(&written[..])
+        };
+        let needed = 2000 * 4 + 32 * 8 + SMALLEST_TABLE;
+        let find = |memory| {
+            readings.set(0);
+            let verdicts = find_duplicates(&duplicates, &[2000], open, memory).unwrap();
+            (verdicts.part(0).collect::<Vec<_>>(), readings.get())
+        };
+        let (much, twice) = find(1 << 30);
+        let (little, many) = find(needed);
+        assert_eq!(twice, 2);
+        assert!(many > 100, "{many}");
+        assert_eq!(much, little);
+        assert_eq!(
+            much.iter()
+                .filter(|verdict| **verdict == Verdict::Keep)
+                .count(),
+            1700
+        );
+        let error = find_duplicates(&duplicates, &[2000], open, needed - 1).unwrap_err();
+        assert!(matches!(error, DuplicatesError::Memory { needed: least, .. } if least == needed));
+    }
+
+    #[test]
+    fn a_table_fits_its_memory_while_it_grows() {
+        for bytes in [SMALLEST_TABLE, 100_000, 1 << 20] {
+            let capacity = capacity::<(u64, u32)>(bytes);
+            let mut table: hash::HashMap<u64, u32> = Default::default();
+            let mut buckets = 0;
+            for key in 0..capacity as u64 {
+                let before = buckets;
+                table.insert(key, 0);
+                // Seven eighths of the buckets are the capacity.
+                buckets = table.capacity() * 8 / 7;
+                let grown = if before == buckets { 0 } else { before };
+                assert!((buckets + grown) * 17 <= bytes, "{key} {buckets}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_part_cut_short_is_named() {
+        let duplicates = duplicates(&BOTH);
+        let written = bytes(&[duplicates.fingerprint("a"), duplicates.fingerprint("b")]);
+        let open = |part| Ok(&written[..written.len() - part]);
+        let error = find_duplicates(&duplicates, &[2, 2], open, 1 << 20).unwrap_err();
+        let shown = error.to_string();
+        assert!(
+            shown.starts_with("cannot read fingerprint 1 of part 1: "),
+            "{shown}"
+        );
+    }
+
+    /// Text of random words.
+    fn text(seed: u64, words: u64) -> Vec<String> {
+        let word = |index| hash::mix(hash::mix(seed) + index) % 5000;
+        (0..words)
+            .map(|index| format!("w{}", word(index)))
+            .collect()
+    }
+
+    /// The Jaccard similarity of the sets of 5-grams.
+    fn similarity(a: &[String], b: &[String]) -> f64 {
+        let mut seen: HashMap<&[String], u8> = HashMap::new();
+        a.windows(5)
+            .for_each(|n_gram| *seen.entry(n_gram).or_default() |= 1);
+        b.windows(5)
+            .for_each(|n_gram| *seen.entry(n_gram).or_default() |= 2);
+        seen.values().filter(|&&sides| sides == 3).count() as f64 / seen.len() as f64
+    }
+
+    /// Originals, and copies with more and more words changed: similar pairs are found, and no
+    /// unrelated texts ever are.
+    #[test]
+    fn near_duplicates_are_found_and_unrelated_texts_are_not() {
+        let near = duplicates(&BOTH);
+        let originals: Vec<Vec<String>> = (0..150).map(|seed| text(seed, 300)).collect();
+        let copies: Vec<Vec<String>> = originals
+            .iter()
+            .enumerate()
+            .map(|(index, original)| {
+                let mut copy = original.clone();
+                (0..index / 10).for_each(|change| copy[17 * change + 3] = "changed".to_owned());
+                copy
+            })
+            .collect();
+        let fingerprint = |words: &Vec<String>| near.fingerprint(&words.join(" "));
+        let parts = [
+            originals.iter().map(fingerprint).collect(),
+            copies.iter().map(fingerprint).collect(),
+        ];
+        let verdicts = find(&near, &parts, 1 << 24);
+        assert!(
+            verdicts[..150]
+                .iter()
+                .all(|verdict| *verdict == Verdict::Keep)
+        );
+        let (mut expected, mut found) = (0.0, 0.0);
+        for (document, verdict) in verdicts[150..].iter().enumerate() {
+            let place = Place { part: 0, document };
+            let similarity = similarity(&originals[document], &copies[document]);
+            match verdict {
+                Verdict::Keep => assert!(similarity < 0.95, "{document}: {similarity}"),
+                Verdict::Exact(first) => assert_eq!((*first, document / 10), (place, 0)),
+                Verdict::Near(first) => assert_eq!(*first, place),
+            }
+            expected += MinHashConfig::default().probability(similarity);
+            found += f64::from(*verdict != Verdict::Keep);
+        }
+        // Five standard deviations of 150 independent draws are at most 31.
+        assert!((expected - found).abs() < 20.0, "{found} of {expected}");
+    }
+
+    #[test]
+    fn verdicts_are_counted_in_the_report() {
+        let duplicates = duplicates(&[&[Step::Lowercase], &BOTH[..]].concat());
+        let file = std::sync::Arc::new(std::path::PathBuf::from("a.txt"));
+        let document = |row| Document {
+            text: "four".to_owned(),
+            origin: crate::document::Origin {
+                file: file.clone(),
+                row,
+            },
+        };
+        let place = Place {
+            part: 0,
+            document: 0,
+        };
+        let mut report = Report::default();
+        let verdicts = [Verdict::Keep, Verdict::Exact(place), Verdict::Near(place)];
+        let stays: Vec<bool> = (1..)
+            .zip(verdicts)
+            .map(|(row, verdict)| {
+                duplicates.judge(
+                    &document(row),
+                    verdict,
+                    |_| "a.txt:1".to_owned(),
+                    &mut report,
+                )
+            })
+            .collect();
+        assert_eq!(stays, [true, false, false]);
+        let [_, exact, near] = &report.steps[..] else {
+            panic!("{report}");
+        };
+        let counts = |step: &StepReport| {
+            [step.seen, step.kept, step.dropped].map(|tally| (tally.documents, tally.bytes))
+        };
+        assert_eq!(counts(exact), [(3, 12), (2, 8), (1, 4)]);
+        assert_eq!(counts(near), [(2, 8), (1, 4), (1, 4)]);
+        assert_eq!(exact.examples[0].why, "the text of a.txt:1");
+        assert_eq!(near.examples[0].why, "nearly the text of a.txt:1");
+    }
+
+    #[test]
+    fn white_space_around_a_text_does_not_count() {
+        let duplicates = duplicates(&[Step::ExactDuplicates]);
+        let fingerprint = duplicates.fingerprint("a text\n");
+        assert_eq!(fingerprint, duplicates.fingerprint("  a text"));
+        assert_ne!(fingerprint, duplicates.fingerprint("A text"));
+        let mut written = Vec::new();
+        fingerprint.write(&mut written);
+        assert_eq!(written.len(), duplicates.fingerprint_bytes());
+        let read = Fingerprint::read(&mut &written[..], 0).unwrap();
+        assert_eq!(read, fingerprint);
+    }
+}

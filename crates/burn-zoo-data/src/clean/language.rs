@@ -2,6 +2,7 @@
 
 use whatlang::{Detector, Lang};
 
+use super::hash::HashMap;
 use super::{Outcome, Problem};
 
 /// How many bytes of a text are looked at: enough for the detector to be certain, and few enough
@@ -47,48 +48,92 @@ impl Code {
             .iter()
             .find(|known| known.part1 == code || known.part3 == code)
     }
+
+    fn lang(&self) -> Option<Lang> {
+        Lang::from_code(self.part3)
+    }
 }
 
 /// Languages to keep.
+///
+/// The detector compares a text with every language that it knows, which takes as long for a short
+/// text as for a long one. Most texts are certain before: a third of their words are stop words of
+/// one language, and not half as many of any other.
 pub(super) struct Languages {
     keep: Vec<Lang>,
     min_confidence: f64,
     detector: Detector,
+    /// The languages that have the word among their stop words, a bit for each.
+    stop_words: HashMap<&'static str, u128>,
 }
 
 impl Languages {
     /// By their ISO 639-1 or 639-3 codes.
     pub fn new(keep: &[String], min_confidence: f64) -> Result<Self, Problem> {
         let lang = |code: &String| {
-            Code::find(code)
-                .and_then(|known| Lang::from_code(known.part3))
-                .ok_or_else(|| Problem::UnknownLanguage {
-                    language: code.clone(),
-                    known: CODES.map(|code| code.part1).join(", "),
-                })
+            let known = Code::find(code).and_then(Code::lang);
+            known.ok_or_else(|| Problem::UnknownLanguage {
+                language: code.clone(),
+                known: CODES.map(|code| code.part1).join(", "),
+            })
         };
+        if keep.is_empty() {
+            return Err(Problem::Empty);
+        }
+        let mut stop_words: HashMap<_, u128> = HashMap::default();
+        for (bit, language) in stop_words::available_languages().iter().enumerate() {
+            for word in stop_words::lookup(language).into_iter().flatten() {
+                *stop_words.entry(*word).or_default() |= 1 << bit;
+            }
+        }
         Ok(Self {
             keep: keep.iter().map(lang).collect::<Result<_, _>>()?,
             min_confidence,
             detector: Detector::new(),
+            stop_words,
         })
     }
 
     /// Drops a text whose language is another, or not certain enough.
     pub fn check(&self, text: &str) -> Outcome {
-        match self.detector.detect(middle(text, EXCERPT)) {
+        let excerpt = middle(text, EXCERPT);
+        let certain = self.by_stop_words(excerpt).map(|lang| (lang, 1.0));
+        let detect = || self.detector.detect(excerpt);
+        match certain.or_else(|| detect().map(|found| (found.lang(), found.confidence()))) {
             None => Outcome::Drop("no language found".to_owned()),
-            Some(found) if !self.keep.contains(&found.lang()) => {
-                Outcome::Drop(format!("the language is {}", found.lang().eng_name()))
+            Some((lang, _)) if !self.keep.contains(&lang) => {
+                Outcome::Drop(format!("the language is {}", lang.eng_name()))
             }
-            Some(found) if found.confidence() < self.min_confidence => Outcome::Drop(format!(
-                "{} with a confidence of {:.2}, less than {}",
-                found.lang().eng_name(),
-                found.confidence(),
+            Some((lang, confidence)) if confidence < self.min_confidence => Outcome::Drop(format!(
+                "{} with a confidence of {confidence:.2}, less than {}",
+                lang.eng_name(),
                 self.min_confidence
             )),
             Some(_) => Outcome::Keep,
         }
+    }
+
+    /// The language whose stop words leave no doubt.
+    fn by_stop_words(&self, excerpt: &str) -> Option<Lang> {
+        let lower = excerpt.to_lowercase();
+        let (mut words, mut votes) = (0usize, [0usize; u128::BITS as usize]);
+        for word in lower
+            .split(|c: char| !c.is_alphabetic())
+            .filter(|word| !word.is_empty())
+        {
+            words += 1;
+            let mut languages = self.stop_words.get(word).copied().unwrap_or(0);
+            while languages != 0 {
+                votes[languages.trailing_zeros() as usize] += 1;
+                languages &= languages - 1;
+            }
+        }
+        let (language, &most) = votes.iter().enumerate().max_by_key(|(_, votes)| **votes)?;
+        let is_certain = most >= 10
+            && 3 * most >= words
+            && votes.iter().filter(|&&votes| 2 * votes > most).count() == 1;
+        let code = stop_words::available_languages().get(language)?;
+        Code::find(code).filter(|_| is_certain)?.lang()
     }
 }
 
@@ -138,6 +183,21 @@ mod tests {
         assert_eq!(none, Outcome::Drop("no language found".to_owned()));
         let certain = Languages::new(&["en".to_owned()], 1.0).unwrap();
         assert!(matches!(certain.check("no idea"), Outcome::Drop(_)));
+    }
+
+    #[test]
+    fn stop_words_decide_where_they_leave_no_doubt() {
+        let english = "the cat and the dog went to the house because it was cold for them";
+        let german = "die Katze und der Hund gingen in das Haus weil es so kalt für sie war";
+        let languages = Languages::new(&["en".to_owned()], 0.5).unwrap();
+        assert_eq!(languages.by_stop_words(english), Some(Lang::Eng));
+        assert_eq!(languages.by_stop_words(german), Some(Lang::Deu));
+        assert_eq!(
+            languages.by_stop_words(&format!("{english} {german}")),
+            None
+        );
+        assert_eq!(languages.by_stop_words("the cat and the dog"), None);
+        assert_eq!(languages.by_stop_words("cats chase dogs"), None);
     }
 
     #[test]

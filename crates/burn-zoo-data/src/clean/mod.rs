@@ -161,7 +161,7 @@ pub enum Problem {
         /// The codes that have a list.
         known: String,
     },
-    /// The list has nothing in it, and nothing would be kept, or dropped.
+    /// A list has nothing in it, so that the step would drop everything, or nothing.
     #[error("the list is empty")]
     Empty,
     /// A minimum above its maximum.
@@ -436,5 +436,198 @@ impl Cleaner {
             }
         }
         Some(document)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::document::Origin;
+    use std::sync::Arc;
+
+    fn documents(texts: impl IntoIterator<Item = String>) -> Vec<Document> {
+        let file = Arc::new(PathBuf::from("corpus.txt"));
+        let document = |(text, row)| Document {
+            text,
+            origin: Origin {
+                file: file.clone(),
+                row,
+            },
+        };
+        texts.into_iter().zip(1..).map(document).collect()
+    }
+
+    fn steps(json: &str) -> Vec<Step> {
+        serde_json::from_str(json).unwrap()
+    }
+
+    fn refused(json: &str) -> String {
+        let steps = steps(json);
+        let error = Cleaner::new(&steps).err().map(|error| error.to_string());
+        error
+            .or_else(|| Duplicates::new(&steps).err().map(|error| error.to_string()))
+            .unwrap()
+    }
+
+    #[test]
+    fn a_recipe_leaves_out_what_is_the_default() {
+        let written = r#"[
+            {"unicode": {}}, "lowercase", {"stop_words": {"language": "en"}},
+            {"language": {"keep": ["en"]}}, {"length": {"min_words": 3}}, {"gopher": {}},
+            {"gopher_repetition": {"duplicate_lines": 0.5}}, {"contamination": {"files": []}},
+            "exact_duplicates", {"near_duplicates": {"bands": 20}}
+        ]"#;
+        let steps = steps(written);
+        let unicode = Step::Unicode {
+            form: Form::Nfc,
+            remove_invisible: true,
+        };
+        assert_eq!(steps[0], unicode);
+        let near = MinHashConfig {
+            bands: 20,
+            ..MinHashConfig::default()
+        };
+        assert_eq!(steps[9], Step::NearDuplicates(near));
+        let json = serde_json::to_value(&steps).unwrap();
+        for (step, json) in steps.iter().zip(json.as_array().unwrap()) {
+            let name = json
+                .as_str()
+                .or_else(|| Some(json.as_object()?.keys().next()?));
+            assert_eq!(name, Some(step.name()));
+        }
+        assert_eq!(serde_json::from_value::<Vec<Step>>(json).unwrap(), steps);
+        let unknown = serde_json::from_str::<Step>(r#"{"length": {"min_word": 3}}"#);
+        assert!(unknown.unwrap_err().to_string().contains("`min_word`"));
+    }
+
+    #[test]
+    fn unusable_steps_are_refused_by_number_and_key() {
+        assert_eq!(
+            refused(r#"["exact_duplicates", "lowercase"]"#),
+            "cleaning step 2 (lowercase): it stands behind exact_duplicates: duplicates are \
+             removed last, exact ones before near ones, and each once"
+        );
+        for (json, start) in [
+            (
+                r#"[{"near_duplicates": {}}, "exact_duplicates"]"#,
+                "2 (exact_duplicates): it stands",
+            ),
+            (
+                r#"["exact_duplicates", "exact_duplicates"]"#,
+                "2 (exact_duplicates): it stands",
+            ),
+            (
+                r#"["lowercase", {"language": {"keep": ["xx"]}}]"#,
+                "2 (language.keep): no language",
+            ),
+            (
+                r#"[{"language": {"keep": []}}]"#,
+                "1 (language.keep): the list is empty",
+            ),
+            (
+                r#"[{"language": {"keep": ["en"], "min_confidence": 2}}]"#,
+                "1 (language.min_confidence): 2 is not between 0 and 1",
+            ),
+            (
+                r#"[{"stop_words": {"language": "xx"}}]"#,
+                "1 (stop_words.language): no stop words",
+            ),
+            (
+                r#"[{"contamination": {"files": []}}]"#,
+                "1 (contamination.files): the list is empty",
+            ),
+            (
+                r#"[{"contamination": {"files": ["none.txt"]}}]"#,
+                "1 (contamination.files): cannot read none.txt: ",
+            ),
+            (
+                r#"[{"length": {"min_words": 3, "max_words": 2}}]"#,
+                "1 (length.min_words): 3 is more than 2",
+            ),
+            (
+                r#"[{"gopher": {"min_stop_words": 9}}]"#,
+                "1 (gopher.min_stop_words): 9 is more than 8",
+            ),
+            (
+                r#"[{"gopher_repetition": {"duplicate_lines": -1}}]"#,
+                "1 (gopher_repetition.duplicate_lines): -1 is not between 0 and 1",
+            ),
+            (
+                r#"[{"near_duplicates": {"rows": 0}}]"#,
+                "1 (near_duplicates.rows): 0 is not between 1 and 100",
+            ),
+        ] {
+            let shown = refused(json);
+            let expected = format!("cleaning step {start}");
+            assert!(shown.starts_with(&expected), "{shown}");
+        }
+    }
+
+    #[test]
+    fn steps_run_in_order_and_are_counted() {
+        let steps = steps(
+            r#"[{"stop_words": {"language": "en"}}, "lowercase", {"length": {"max_words": 2}},
+                "exact_duplicates"]"#,
+        );
+        let texts = ["The Zebra", "the and", "Red Yellow Purple", "purple"].map(str::to_owned);
+        let mut report = Report::default();
+        let clean = Cleaner::new(&steps)
+            .unwrap()
+            .clean(documents(texts), &mut report);
+        let clean: Vec<_> = clean
+            .iter()
+            .map(|document| (document.text.as_str(), document.origin.row))
+            .collect();
+        assert_eq!(clean, [("zebra", 1), ("purple", 4)]);
+        let counts: Vec<_> = report
+            .steps
+            .iter()
+            .map(|step| {
+                (
+                    step.seen.documents,
+                    step.changed,
+                    step.kept.bytes,
+                    step.dropped.bytes,
+                )
+            })
+            .collect();
+        // 9 + 7 + 17 + 6 bytes come in; `The ` goes, and so does all of `the and`.
+        assert_eq!(
+            counts,
+            [
+                (4, 1, 28, 7),
+                (3, 2, 28, 0),
+                (2 + 1, 0, 11, 17),
+                (0, 0, 0, 0)
+            ]
+        );
+        assert_eq!(report.steps[0].examples[0].why, "no text is left");
+        assert_eq!(report.steps[2].examples[0].origin, "corpus.txt:3");
+    }
+
+    #[test]
+    fn the_result_does_not_depend_on_the_number_of_threads() {
+        let texts = (0..500).map(|index: usize| format!("Word {index} ").repeat(index % 7));
+        let documents = documents(texts);
+        let steps = steps(r#"["lowercase", {"length": {"min_words": 5, "max_words": 11}}]"#);
+        let cleaner = Cleaner::new(&steps).unwrap();
+        let run = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+            let mut report = Report::default();
+            let clean = pool
+                .build()
+                .unwrap()
+                .install(|| cleaner.clean(documents.clone(), &mut report));
+            (clean, report)
+        };
+        let (clean, report) = run(1);
+        assert_eq!(run(4), (clean.clone(), report.clone()));
+        // Two words for each repetition: three to five of them pass.
+        let expected: Vec<usize> = (1..=500)
+            .filter(|row| (3..=5).contains(&((row - 1) % 7)))
+            .collect();
+        let rows: Vec<usize> = clean.iter().map(|document| document.origin.row).collect();
+        assert_eq!(rows, expected);
+        assert_eq!(report.steps[1].kept.documents, clean.len() as u64);
     }
 }

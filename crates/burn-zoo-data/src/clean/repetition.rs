@@ -178,7 +178,8 @@ struct NGrams {
 impl NGrams {
     /// Of single words.
     fn new(text: &str) -> Self {
-        let mut seen = HashMap::default();
+        let expected = text.len() / 8;
+        let mut seen = HashMap::with_capacity_and_hasher(expected, Default::default());
         let mut counts = Vec::new();
         let mut words = Vec::new();
         let mut before = vec![0];
@@ -202,10 +203,10 @@ impl NGrams {
 
     /// Goes on to n-grams of one word more.
     fn lengthen(&mut self) {
-        let mut seen = HashMap::default();
-        self.counts.clear();
         self.repeated
             .retain(|&start| start + self.n < self.words.len());
+        self.counts.clear();
+        let mut seen = HashMap::with_capacity_and_hasher(self.repeated.len(), Default::default());
         for &start in &self.repeated {
             let last = self.words[start + self.n];
             let key = u64::from(self.numbers[start]) << 32 | u64::from(last);
