@@ -22,31 +22,42 @@ impl StopWords {
     /// before them where the next character is not a space. Punctuation stays. A word is a run of
     /// letters, digits, and apostrophes between them.
     pub fn remove(&self, text: &str) -> Outcome {
-        let mut left = String::with_capacity(text.len());
+        let mut left = String::new();
         let mut lower = String::new();
-        let mut rest = text;
-        while let Some(start) = rest.find(char::is_alphanumeric) {
-            left.push_str(&rest[..start]);
-            let (word, after) = split_word(&rest[start..]);
-            rest = after;
-            lower.clear();
-            if word.is_ascii() {
-                lower.push_str(word);
-                lower.make_ascii_lowercase();
-            } else {
-                lower.extend(word.chars().flat_map(char::to_lowercase));
-            }
-            if !self.0.contains(lower.as_str()) {
-                left.push_str(word);
+        let (mut copied, mut at) = (0, 0);
+        while let Some(separator) = text[at..].find(char::is_alphanumeric) {
+            let start = at + separator;
+            let word = first_word(&text[start..]);
+            at = start + word.len();
+            if !self.contains(word, &mut lower) {
                 continue;
             }
-            rest = after.trim_start_matches(is_space);
-            if rest.len() == after.len() {
+            left.push_str(&text[copied..start]);
+            let after = &text[at..];
+            let spaces = after.len() - after.trim_start_matches(is_space).len();
+            if spaces == 0 {
                 left.truncate(left.trim_end_matches(is_space).len());
             }
+            at += spaces;
+            copied = at;
         }
-        left.push_str(rest);
-        Outcome::changed(text, left)
+        if copied == 0 {
+            return Outcome::Keep;
+        }
+        left.push_str(&text[copied..]);
+        Outcome::Change(left)
+    }
+
+    /// Whether the word is in the list; `lower` is room for its lower case.
+    fn contains(&self, word: &str, lower: &mut String) -> bool {
+        lower.clear();
+        if word.is_ascii() {
+            lower.push_str(word);
+            lower.make_ascii_lowercase();
+        } else {
+            lower.extend(word.chars().flat_map(char::to_lowercase));
+        }
+        self.0.contains(lower.as_str())
     }
 }
 
@@ -54,14 +65,13 @@ fn is_space(character: char) -> bool {
     character.is_whitespace() && character != '\n'
 }
 
-/// The word that the text starts with, and what follows it.
-fn split_word(text: &str) -> (&str, &str) {
+/// The word that the text starts with.
+fn first_word(text: &str) -> &str {
     let is_apostrophe = |character| matches!(character, '\'' | '’');
     let end = text
         .find(|character: char| !character.is_alphanumeric() && !is_apostrophe(character))
         .unwrap_or(text.len());
-    let word = text[..end].trim_end_matches(is_apostrophe);
-    text.split_at(word.len())
+    text[..end].trim_end_matches(is_apostrophe)
 }
 
 #[cfg(test)]
