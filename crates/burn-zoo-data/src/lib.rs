@@ -4,6 +4,7 @@
 //! [`shards`] → [`windows`] → batches on a device. The [`pipeline`] goes as far as shards. A text that memory
 //! holds needs none: see [`Corpus`](corpus::Corpus).
 
+pub mod clean;
 pub mod corpus;
 pub mod document;
 #[cfg(feature = "download")]
