@@ -11,6 +11,8 @@ pub mod document;
 pub mod download;
 mod files;
 pub mod markup;
+pub mod pipeline;
+pub mod recipe;
 pub mod shards;
 pub mod sources;
 pub mod tokenizer;
