@@ -2,49 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use burn_zoo_data::{tokenizer::TokenizerConfig, windows::Prediction};
+pub use burn_zoo_data::recipe::RecipeError;
+use burn_zoo_data::{recipe, tokenizer::TokenizerConfig, windows::Prediction};
 use burn_zoo_models::{family::Architecture, gpt::GptConfig};
 use burn_zoo_nn::ConfigError;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::{optimizer::OptimizerConfig, schedule::ScheduleConfig};
-
-/// What makes a recipe unusable.
-#[derive(Debug, thiserror::Error)]
-pub enum RecipeError {
-    /// The file cannot be read.
-    #[error("cannot read recipe {}: {source}", path.display())]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// What the operating system says.
-        source: std::io::Error,
-    },
-    /// TOML cannot hold a value.
-    #[error("the recipe cannot be written: {0}")]
-    Unwritable(String),
-    /// The text is not TOML.
-    #[error("the recipe is not TOML: {0}")]
-    Syntax(String),
-    /// A key is unknown, missing, or has an impossible value.
-    #[error("recipe key `{key}`: {problem}")]
-    Key {
-        /// The key's full name, such as `optimizer.learning_rate`.
-        key: String,
-        /// What is wrong and what would be right.
-        problem: String,
-    },
-}
-
-impl RecipeError {
-    fn key(key: impl Into<String>, problem: impl Into<String>) -> Self {
-        Self::Key {
-            key: key.into(),
-            problem: problem.into(),
-        }
-    }
-}
 
 /// Everything that decides what a run computes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -253,27 +218,14 @@ fn default_keep_checkpoints() -> usize {
 impl Recipe {
     /// Reads a recipe and applies overrides such as `("optimizer.learning_rate", "3e-4")`.
     pub fn read(path: &Path, overrides: &[(String, String)]) -> Result<Self, RecipeError> {
-        let text = std::fs::read_to_string(path).map_err(|source| RecipeError::Unreadable {
-            path: path.to_owned(),
-            source,
-        })?;
-        Self::parse(&text, overrides)
+        let recipe: Self = recipe::read(path, overrides)?;
+        recipe.validate()?;
+        Ok(recipe)
     }
 
     /// Parses a recipe and applies overrides.
     pub fn parse(text: &str, overrides: &[(String, String)]) -> Result<Self, RecipeError> {
-        let mut table: toml::Table = text
-            .parse()
-            .map_err(|error: toml::de::Error| RecipeError::Syntax(error.to_string()))?;
-        for (key, value) in overrides {
-            set(&mut table, key, value)?;
-        }
-        let recipe: Self =
-            serde_path_to_error::deserialize(toml::Value::Table(table)).map_err(|error| {
-                let path = error.path().to_string();
-                let problem = error.into_inner().message().to_owned();
-                RecipeError::key(full_key(path, &problem), problem)
-            })?;
+        let recipe: Self = recipe::parse(text, overrides)?;
         recipe.validate()?;
         Ok(recipe)
     }
@@ -363,44 +315,6 @@ impl Recipe {
         )?;
         // The tokenizer decides the vocabulary later; any size shows what else is wrong.
         named("model", self.model.architecture(1).map(drop))
-    }
-}
-
-/// Sets a dotted key. The value is TOML where it parses as such, else a string.
-fn set(table: &mut toml::Table, key: &str, value: &str) -> Result<(), RecipeError> {
-    let value = match format!("value = {value}").parse::<toml::Table>() {
-        Ok(mut parsed) => parsed.remove("value").expect("the key was just written"),
-        Err(_) => toml::Value::String(value.to_owned()),
-    };
-    let mut names: Vec<&str> = key.split('.').collect();
-    let last = names.pop().expect("split gives at least one name");
-    let mut parent = table;
-    for name in names {
-        let child = parent
-            .entry(name)
-            .or_insert_with(|| toml::Value::Table(toml::Table::new()));
-        parent = child.as_table_mut().ok_or_else(|| {
-            RecipeError::key(
-                key,
-                format!("`{name}` is a value, it has no keys of its own"),
-            )
-        })?;
-    }
-    parent.insert(last.to_owned(), value);
-    Ok(())
-}
-
-/// Serde gives the path of the struct that refuses a key; the key itself is in the message.
-fn full_key(path: String, problem: &str) -> String {
-    let named = ["unknown field `", "missing field `"]
-        .iter()
-        .find_map(|prefix| problem.strip_prefix(prefix)?.split('`').next());
-    match named {
-        Some(name) if path == "." => name.to_owned(),
-        Some(name) if path != name && !path.ends_with(&format!(".{name}")) => {
-            format!("{path}.{name}")
-        }
-        _ => path,
     }
 }
 

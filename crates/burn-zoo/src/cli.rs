@@ -2,6 +2,7 @@
 
 mod backends;
 mod bench;
+mod data;
 mod embed;
 mod forward;
 mod generate;
@@ -29,6 +30,9 @@ struct Arguments {
 enum Command {
     /// Train a model and leave a model directory.
     Train(train::Arguments),
+    /// Collect, clean, tokenise and pack text.
+    #[command(subcommand)]
+    Data(data::Command),
     /// Continue a text with a trained model.
     Generate(generate::Arguments),
     /// List the models of the zoo with their sizes, or draw one.
@@ -67,6 +71,7 @@ pub fn main() -> ExitCode {
     }
     let result = match arguments.command {
         Command::Train(arguments) => train::run(&arguments),
+        Command::Data(command) => data::run(&command),
         Command::Generate(arguments) => generate::run(&arguments),
         Command::Embed(arguments) => embed::run(&arguments),
         Command::Models(arguments) => models::run(&arguments),

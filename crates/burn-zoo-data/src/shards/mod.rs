@@ -18,8 +18,11 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::tokenizer::{Tokenizer, TokenizerError};
+
 pub use read::{Shards, SplitTokens, TokenSource};
 pub use shuffle::Shuffle;
+pub(crate) use split::uniform;
 pub use split::{Fractions, Split};
 pub use write::{ShardBuilder, shard_path, write_index};
 
@@ -172,6 +175,32 @@ impl DType {
     }
 }
 
+/// What the tokens are of.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TokenizerInfo {
+    /// One more than the highest id.
+    pub vocab_size: usize,
+    /// The token after each document, if there is one.
+    pub end_token: Option<u32>,
+    /// SHA-256 of the `tokenizer.json`, if it is known.
+    pub fingerprint: Option<String>,
+}
+
+impl TokenizerInfo {
+    /// Of a tokenizer, with its own end token.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written as JSON.
+    pub fn of(tokenizer: &Tokenizer) -> Result<Self, TokenizerError> {
+        Ok(Self {
+            vocab_size: tokenizer.vocab_size(),
+            end_token: tokenizer.end_token(),
+            fingerprint: Some(tokenizer.fingerprint()?),
+        })
+    }
+}
+
 /// What a folder of shards holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -232,17 +261,6 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn about(dtype: DType, vocab_size: usize) -> Index {
-        Index {
-            dtype,
-            vocab_size,
-            tokenizer: None,
-            end_token: None,
-            documents_checksum: String::new(),
-            shards: Vec::new(),
-        }
-    }
-
     /// Shards of documents, each with its split, and what the splits then hold.
     fn pack(folder: &Path, dtype: DType, shards: &[Vec<(Split, Vec<u32>)>]) -> [Vec<Vec<u32>>; 3] {
         let mut expected: [Vec<Vec<u32>>; 3] = Default::default();
@@ -256,7 +274,11 @@ mod tests {
             shard.write(folder, number).unwrap();
             assert!(ShardBuilder::is_written(folder, number));
         }
-        write_index(folder, shards.len(), about(dtype, 60_000)).unwrap();
+        let tokenizer = TokenizerInfo {
+            vocab_size: 60_000,
+            ..TokenizerInfo::default()
+        };
+        write_index(folder, shards.len(), dtype, &tokenizer).unwrap();
         expected
     }
 

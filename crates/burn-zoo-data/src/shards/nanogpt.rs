@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::Path;
 
-use super::{DType, Index, ShardBuilder, ShardError, Shards, Split, write_index};
+use super::{DType, Index, ShardBuilder, ShardError, Shards, Split, TokenizerInfo, write_index};
 use crate::files;
 
 /// The names that nanoGPT gives the splits. It knows no test.
@@ -47,18 +47,14 @@ pub fn export(shards: &Shards, folder: &Path) -> Result<(), ShardError> {
     Ok(())
 }
 
-/// Makes shards of a folder with `train.bin` and, perhaps, `val.bin`. A document ends after each
-/// `end_token`; without one, each file is a document.
+/// Makes shards of a folder with `train.bin` and, perhaps, `val.bin`, which the tokenizer encoded. A document
+/// ends after each of its end tokens; if it has none, each file is a document.
 ///
 /// # Errors
 ///
 /// When `train.bin` is missing, a file has half a token, or a token is not in the vocabulary.
-pub fn import(
-    folder: &Path,
-    out: &Path,
-    vocab_size: usize,
-    end_token: Option<u32>,
-) -> Result<Index, ShardError> {
+pub fn import(folder: &Path, out: &Path, tokenizer: &TokenizerInfo) -> Result<Index, ShardError> {
+    let (vocab_size, end_token) = (tokenizer.vocab_size, tokenizer.end_token);
     fs::create_dir_all(out).map_err(ShardError::io(out))?;
     let mut n_shards = 0;
     for (split, name) in FILES {
@@ -83,15 +79,7 @@ pub fn import(
             n_shards += 1;
         }
     }
-    let about = Index {
-        dtype: DType::of(vocab_size),
-        vocab_size,
-        tokenizer: None,
-        end_token,
-        documents_checksum: String::new(),
-        shards: Vec::new(),
-    };
-    write_index(out, n_shards, about)
+    write_index(out, n_shards, DType::of(vocab_size), tokenizer)
 }
 
 /// A file of 16-bit tokens, read in steps.
@@ -165,7 +153,12 @@ mod tests {
         let train: Vec<u16> = (0..3_000_000u64).map(|i| (i * i % 50_257) as u16).collect();
         write(&given, "train.bin", &train);
         write(&given, "val.bin", &[1, 2, 0, 3, 0]);
-        import(&given, &packed, 50_257, Some(0)).unwrap();
+        let gpt2 = TokenizerInfo {
+            vocab_size: 50_257,
+            end_token: Some(0),
+            fingerprint: None,
+        };
+        import(&given, &packed, &gpt2).unwrap();
         let shards = Shards::open(&packed).unwrap();
         shards.verify().unwrap();
         let valid = shards.split(Split::Valid);
@@ -188,8 +181,12 @@ mod tests {
     fn half_a_token_and_foreign_tokens_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("out");
+        let small = TokenizerInfo {
+            vocab_size: 100,
+            ..TokenizerInfo::default()
+        };
         fs::write(folder.path().join("train.bin"), [1, 0, 2]).unwrap();
-        let error = import(folder.path(), &out, 100, None).unwrap_err();
+        let error = import(folder.path(), &out, &small).unwrap_err();
         assert!(
             matches!(
                 error,
@@ -202,7 +199,7 @@ mod tests {
             "{error}"
         );
         write(folder.path(), "train.bin", &[1, 2, 100]);
-        let error = import(folder.path(), &out, 100, None).unwrap_err();
+        let error = import(folder.path(), &out, &small).unwrap_err();
         assert!(
             matches!(
                 error,

@@ -253,6 +253,26 @@ impl SplitTokens {
         u64::from_le_bytes(bytes) as usize
     }
 
+    /// The tokens of the document of this number, with its end token.
+    ///
+    /// # Errors
+    ///
+    /// When one is not in the vocabulary.
+    ///
+    /// # Panics
+    ///
+    /// When there is no such document.
+    pub fn document(&self, document: usize) -> Result<Vec<u32>, ShardError> {
+        let start = self.document_start(document);
+        let end = match document + 1 == self.n_documents() {
+            true => self.len,
+            false => self.document_start(document + 1),
+        };
+        let mut tokens = Vec::with_capacity(end - start);
+        self.read(start..end, &mut tokens)?;
+        Ok(tokens)
+    }
+
     /// The positions in a range at which a document begins.
     pub fn document_starts(&self, range: Range<usize>) -> Vec<usize> {
         let first = self.first_document_from(range.start);

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 
 use twox_hash::XxHash3_64;
 
-use super::{DOCUMENTS, DType, INDEX, Index, ShardError, ShardInfo, Split, checksum};
+use super::{
+    DOCUMENTS, DType, INDEX, Index, ShardError, ShardInfo, Split, TokenizerInfo, checksum,
+};
 use crate::files;
 
 /// The file of a shard.
@@ -121,16 +123,28 @@ impl ShardBuilder {
     }
 }
 
-/// Writes the index over the first `n_shards` shards of a folder, all of which must have been written, and
-/// gathers where their documents begin. `about` gives all but what the shards say themselves.
-pub fn write_index(folder: &Path, n_shards: usize, about: Index) -> Result<Index, ShardError> {
+/// Writes the index over the first `n_shards` shards of a folder, and gathers where their documents begin.
+///
+/// # Errors
+///
+/// When one of the shards was not written, or the index cannot be.
+pub fn write_index(
+    folder: &Path,
+    n_shards: usize,
+    dtype: DType,
+    tokenizer: &TokenizerInfo,
+) -> Result<Index, ShardError> {
     let paths: Vec<PathBuf> = (0..n_shards)
         .map(|number| shard_path(folder, number))
         .collect();
     let shards: Result<Vec<ShardInfo>, _> = paths.iter().map(|path| read_info(path)).collect();
     let mut index = Index {
+        dtype,
+        vocab_size: tokenizer.vocab_size,
+        tokenizer: tokenizer.fingerprint.clone(),
+        end_token: tokenizer.end_token,
+        documents_checksum: String::new(),
         shards: shards?,
-        ..about
     };
     index.documents_checksum = gather_documents(folder, &paths, &index)?;
     let path = folder.join(INDEX);

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use tokenizers::{AddedToken, Model, TruncationParams, pre_tokenizers::split::SplitPattern};
 
 use words::{Cut, Pool, byte_characters};
@@ -168,6 +169,12 @@ impl Tokenizer {
     /// The contents of a `tokenizer.json`.
     pub fn to_json(&self) -> Result<String, TokenizerError> {
         Ok(self.library.to_string(true)?)
+    }
+
+    /// SHA-256 of the `tokenizer.json`, in hexadecimal digits.
+    pub fn fingerprint(&self) -> Result<String, TokenizerError> {
+        let digest = Sha256::digest(self.to_json()?);
+        Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
     /// Adds the token [`MASK`], which stands for a hidden one, unless it is there. It is then the last.

@@ -54,7 +54,7 @@ pub struct Arguments {
     backend: BackendArgument,
 }
 
-fn parse_override(text: &str) -> std::result::Result<(String, String), String> {
+pub(super) fn parse_override(text: &str) -> std::result::Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.trim().is_empty() => {
             Ok((key.trim().to_owned(), value.trim().to_owned()))

@@ -1,0 +1,226 @@
+//! `burn-zoo data` as a user meets it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use assert_cmd::Command;
+use serde_json::Value;
+
+const RECIPE: &str = r#"
+chunk_bytes = 20_000
+memory_bytes = 1_000_000
+clean = [{ length = { min_words = 4 } }, "exact_duplicates"]
+tokenizer = { bpe = { vocab_size = 400, special_tokens = ["<|endoftext|>"] } }
+pack = { splits = { valid = 0.1, test = 0.1 } }
+[[sources]]
+path = "corpus"
+format = "lines"
+"#;
+
+/// A folder with a recipe and a corpus: the repository's own source.
+struct Bench {
+    folder: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("recipe.toml"), RECIPE).unwrap();
+        fs::create_dir(folder.path().join("corpus")).unwrap();
+        let text = burn_zoo::OWN_TEXT;
+        let lines: Vec<&str> = text.lines().take(9000).collect();
+        for (number, lines) in lines.chunks(3000).enumerate() {
+            let path = folder.path().join(format!("corpus/{number}.txt"));
+            fs::write(path, lines.join("\n")).unwrap();
+        }
+        Self { folder }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn data(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::cargo_bin("burn-zoo").unwrap();
+        command
+            .current_dir(self.folder.path())
+            .arg("data")
+            .args(arguments);
+        command
+    }
+
+    fn prepare(&self, out: &str, more: &[&str]) -> Command {
+        self.data(&[&["prepare", "recipe.toml", "--out", out], more].concat())
+    }
+}
+
+fn stdout(command: &mut Command) -> String {
+    let output = command.assert().success().get_output().clone();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The one line of a failure.
+fn refusal(command: &mut Command) -> String {
+    let output = command.assert().failure().code(1).get_output().clone();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        stderr.starts_with("error: ") && stderr.lines().count() == 1,
+        "{stderr}"
+    );
+    stderr
+}
+
+/// Every file below a folder but locks.
+fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = PathBuf::from(path.file_name().unwrap());
+        if path.is_dir() {
+            let below = contents(&path).into_iter();
+            found.extend(below.map(|(below, bytes)| (name.join(below), bytes)));
+        } else if path.extension().is_none_or(|extension| extension != "lock") {
+            found.insert(name, fs::read(path).unwrap());
+        }
+    }
+    found
+}
+
+#[test]
+fn a_corpus_is_prepared_shown_exported_and_imported() {
+    let bench = Bench::new();
+    let summary: Value =
+        serde_json::from_str(&stdout(&mut bench.prepare("out", &["--json"]))).unwrap();
+    assert_eq!(summary["vocab_size"], 400);
+    assert_eq!(summary["report"]["cleaning"]["steps"][0]["step"], "length");
+    let text = stdout(&mut bench.data(&["show", "out", "--verify", "--documents", "2"]));
+    for expected in [
+        "exact_duplicates",
+        "vocabulary: 400",
+        "--- test, document 2 ---",
+        "<|endoftext|>",
+    ] {
+        assert!(text.contains(expected), "{text}");
+    }
+    stdout(&mut bench.data(&["export", "out", "--nanogpt", "nano"]));
+    let tokens = summary["tokens"][0].as_u64().unwrap();
+    assert_eq!(
+        fs::metadata(bench.path("nano/train.bin")).unwrap().len(),
+        2 * tokens
+    );
+    let import = [
+        "import",
+        "nano",
+        "--tokenizer",
+        "out/tokenizer.json",
+        "--out",
+        "back",
+    ];
+    stdout(&mut bench.data(&import));
+    let back: Value =
+        serde_json::from_str(&stdout(&mut bench.data(&["show", "back", "--json"]))).unwrap();
+    for split in 0..2 {
+        assert_eq!(back["tokens"][split], summary["tokens"][split]);
+        assert_eq!(back["documents"][split], summary["documents"][split]);
+    }
+}
+
+/// However often it is killed, it ends with the bytes of a run that was not.
+#[test]
+fn a_killed_process_is_gone_on_with() {
+    let bench = Bench::new();
+    stdout(&mut bench.prepare("whole", &[]));
+    let expected = contents(&bench.path("whole"));
+    let parts = bench.path("killed/parts");
+    let n_files = || fs::read_dir(&parts).map_or(0, Iterator::count);
+    for _ in 0..4 {
+        let before = n_files();
+        let mut process = std::process::Command::new(assert_cmd::cargo::cargo_bin("burn-zoo"))
+            .current_dir(bench.folder.path())
+            .args(["data", "prepare", "recipe.toml", "--out", "killed"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        while n_files() <= before && process.try_wait().unwrap().is_none() {
+            std::thread::yield_now();
+        }
+        process.kill().unwrap();
+        process.wait().unwrap();
+    }
+    stdout(&mut bench.prepare("killed", &[]));
+    let mut found = contents(&bench.path("killed"));
+    found.retain(|name, _| {
+        name.extension()
+            .is_none_or(|extension| extension != "partial")
+    });
+    assert!(found == expected, "resumed differs from uninterrupted");
+}
+
+#[test]
+fn shards_on_two_machines_make_the_same_bytes() {
+    let bench = Bench::new();
+    stdout(&mut bench.prepare("one", &[]));
+    assert_eq!(stdout(&mut bench.prepare("two", &["--shard", "1/2"])), "");
+    stdout(&mut bench.prepare("two", &["--shard", "0/2"]));
+    assert!(contents(&bench.path("one")) == contents(&bench.path("two")));
+}
+
+#[test]
+fn a_changed_recipe_is_refused_with_its_differences() {
+    let bench = Bench::new();
+    stdout(&mut bench.prepare("out", &[]));
+    let error = refusal(&mut bench.prepare("out", &["--set", "clean.0.length.min_words=5"]));
+    assert!(
+        error.contains("clean.0.length.min_words: 4, now 5"),
+        "{error}"
+    );
+    let error = refusal(&mut bench.prepare("new", &["--set", "pack.split.test=0.2"]));
+    assert!(error.contains("pack.split"), "{error}");
+    let error = refusal(&mut bench.data(&["show", "corpus"]));
+    assert!(error.contains("index.json"), "{error}");
+}
+
+#[test]
+fn a_tokenizer_is_trained_on_texts() {
+    let bench = Bench::new();
+    let arguments = [
+        "tokenizer",
+        "corpus",
+        "--out",
+        "t.json",
+        "--kind",
+        "unigram",
+        "--vocab-size",
+        "600",
+    ];
+    assert!(stdout(&mut bench.data(&arguments)).contains("600 tokens"));
+    let tokenizer = burn_zoo::data::tokenizer::Tokenizer::load(&bench.path("t.json")).unwrap();
+    assert!(tokenizer.token_id("</s>").is_some());
+    let error = refusal(&mut bench.data(&["tokenizer", "nothing", "--out", "t.json"]));
+    assert!(error.contains("nothing"), "{error}");
+}
+
+/// The recipe in the examples' folder does what its comments say.
+#[test]
+fn the_example_prepares_a_folder_of_texts() {
+    let bench = Bench::new();
+    let recipe = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../examples/recipes/data-text.toml"
+    );
+    let set = [
+        "--set",
+        "sources.0.path=corpus",
+        "--set",
+        "tokenizer.bpe.vocab_size=500",
+    ];
+    let arguments = [&["prepare", recipe, "--out", "out"], &set[..]].concat();
+    let text = stdout(&mut bench.data(&arguments));
+    assert!(
+        text.contains("near_duplicates") && text.contains("folder: out"),
+        "{text}"
+    );
+}
