@@ -39,7 +39,6 @@ use finish::Finish;
 use parts::{Group, Parts, Unit};
 
 use crate::clean::{CleanError, DuplicatesError};
-use crate::files;
 use crate::recipe::RecipeError;
 use crate::shards::{ShardError, Split};
 use crate::sources::SourceError;
@@ -354,7 +353,8 @@ mod tests {
                 3 => "too short".to_owned(),
                 5 => "the same words again and again, word for word".to_owned(),
                 _ => {
-                    let noise = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+                    let noise = (number + 1000 * u64::from(name.as_bytes()[0]))
+                        .wrapping_mul(0x9e37_79b9_7f4a_7c15);
                     let words: Vec<String> = (0..9)
                         .map(|word| format!("w{}", noise >> (word * 7) & 0xff))
                         .collect();
