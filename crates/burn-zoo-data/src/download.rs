@@ -8,7 +8,7 @@ mod hub;
 mod test_server;
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -59,10 +59,8 @@ pub enum DownloadError {
         /// Where copies are kept.
         cache: PathBuf,
     },
-    /// What came is not what should have come. It was deleted.
-    #[error(
-        "{what} has {found}, not {expected}; it was damaged or changed on the way, and is deleted"
-    )]
+    /// What came is not what should have come.
+    #[error("{what} has {found}, not {expected}; it was damaged or changed on the way")]
     Checksum {
         /// The file or address.
         what: String,
@@ -84,7 +82,7 @@ pub enum DownloadError {
         path: PathBuf,
     },
     /// The disk says no.
-    #[error("cannot write {}: {source}", path.display())]
+    #[error("cannot keep {}: {source}", path.display())]
     Write {
         /// The file.
         path: PathBuf,
@@ -142,6 +140,12 @@ impl Downloader {
         sha256: Option<&str>,
         progress: &mut Progress<'_>,
     ) -> Result<(), DownloadError> {
+        if !url.starts_with("http://") && !url.starts_with("https://") {
+            return Err(DownloadError::Address {
+                address: url.to_owned(),
+                reason: "neither http://, https:// nor hf://",
+            });
+        }
         let mut partial = Partial::open(file)?;
         let mut failures = 0;
         loop {
@@ -162,7 +166,7 @@ impl Downloader {
             tracing::warn!("{failure}; trying again");
             std::thread::sleep(self.wait * 2_u32.saturating_pow(failures));
         }
-        partial.finish(url, sha256)
+        partial.finish(sha256)
     }
 
     /// One request for what is missing.
@@ -279,7 +283,7 @@ impl Partial {
             fs::create_dir_all(folder).map_err(&write)?;
         }
         let mut options = OpenOptions::new();
-        let options = options.create(true).read(true).append(true);
+        let options = options.create(true).append(true);
         let file = options.open(&path).map_err(&write)?;
         // The file may have been completed and renamed between the two.
         if file.try_lock().is_err() || !path.exists() {
@@ -317,20 +321,14 @@ impl Partial {
     }
 
     /// Checks the file and gives it its name.
-    fn finish(mut self, url: &str, sha256: Option<&str>) -> Result<(), DownloadError> {
+    fn finish(self, sha256: Option<&str>) -> Result<(), DownloadError> {
         let write = written(&self.path);
         drop(fs::remove_file(with_suffix(&self.path, ".version")));
-        if let Some(expected) = sha256 {
-            self.file.seek(SeekFrom::Start(0)).map_err(&write)?;
-            let found = sha256_of(&mut self.file).map_err(&write)?;
-            if !found.eq_ignore_ascii_case(expected) {
-                fs::remove_file(&self.path).map_err(&write)?;
-                return Err(DownloadError::Checksum {
-                    what: url.to_owned(),
-                    expected: format!("SHA-256 {expected}"),
-                    found: format!("SHA-256 {found}"),
-                });
-            }
+        if let Some(expected) = sha256
+            && let Err(error) = check_sha256(&self.path, expected)
+        {
+            fs::remove_file(&self.path).map_err(&write)?;
+            return Err(error);
         }
         self.file.sync_all().map_err(&write)?;
         fs::rename(&self.path, &self.target).map_err(&write)
@@ -349,6 +347,24 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()
+}
+
+/// Whether a file has this SHA-256, in hexadecimal.
+///
+/// # Errors
+///
+/// When it has another, or cannot be read. The file stays.
+pub fn check_sha256(file: &Path, expected: &str) -> Result<(), DownloadError> {
+    let found = File::open(file).and_then(|mut file| sha256_of(&mut file));
+    let found = found.map_err(written(file))?;
+    if found.eq_ignore_ascii_case(expected) {
+        return Ok(());
+    }
+    Err(DownloadError::Checksum {
+        what: file.display().to_string(),
+        expected: format!("SHA-256 {expected}"),
+        found: format!("SHA-256 {found}"),
+    })
 }
 
 /// The SHA-256 of everything that is left to read, in hexadecimal.
@@ -383,12 +399,6 @@ pub fn fetch(address: &str) -> Result<Vec<PathBuf>, DownloadError> {
         let address: HubAddress = address.parse()?;
         return Hub::from_env().fetch(&address, &mut |_, _| {});
     }
-    if !address.starts_with("http://") && !address.starts_with("https://") {
-        return Err(DownloadError::Address {
-            address: address.to_owned(),
-            reason: "neither http://, https:// nor hf://",
-        });
-    }
     fetch_into(&cache_folder().join("downloads"), address).map(|path| vec![path])
 }
 
@@ -418,4 +428,137 @@ pub fn cache_folder() -> PathBuf {
     };
     let folder = || user().unwrap_or_else(std::env::temp_dir).join("burn-zoo");
     variable("BURN_ZOO_CACHE").unwrap_or_else(folder)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::test_server::{Served, Server};
+    use super::*;
+
+    fn downloader() -> Downloader {
+        Downloader::new(1, Duration::ZERO)
+    }
+
+    fn served(body: &[u8]) -> Served {
+        Served {
+            body: body.to_vec(),
+            headers: vec![("ETag", "\"v1\"".to_owned())],
+            ..Served::default()
+        }
+    }
+
+    fn body() -> Vec<u8> {
+        (0..100_000_u32).flat_map(u32::to_le_bytes).collect()
+    }
+
+    #[test]
+    fn a_broken_connection_is_continued() {
+        let (server, folder, body) = (Server::start(), tempfile::tempdir().unwrap(), body());
+        let cuts = vec![150_000, 100_000];
+        server.serve(
+            "/f",
+            Served {
+                cuts,
+                ..served(&body)
+            },
+        );
+        let out = folder.path().join("new/f.bin");
+        let sha256 = hexadecimal(&Sha256::digest(&body));
+        let mut seen = Vec::new();
+        let mut progress = |done, total| seen.push((done, total));
+        let result = downloader().download(&server.url("/f"), &out, Some(&sha256), &mut progress);
+        result.unwrap();
+        assert_eq!(fs::read(&out).unwrap(), body);
+        assert_eq!(
+            server.requests(),
+            ["/f ", "/f bytes=150000-", "/f bytes=250000-"]
+        );
+        assert!(seen.is_sorted() && seen.last() == Some(&(400_000, Some(400_000))));
+        let left: Vec<_> = fs::read_dir(out.parent().unwrap()).unwrap().collect();
+        assert_eq!(left.len(), 1);
+    }
+
+    #[test]
+    fn a_later_download_goes_on_with_the_same_version_only() {
+        let (server, folder, body) = (Server::start(), tempfile::tempdir().unwrap(), body());
+        let out = folder.path().join("f.bin");
+        let start = |version: &str| {
+            fs::write(with_suffix(&out, ".partial"), &body[..1000]).unwrap();
+            fs::write(with_suffix(&out, ".partial.version"), version).unwrap();
+            let result = downloader().download(&server.url("/f"), &out, None, &mut |_, _| {});
+            result.unwrap();
+            assert_eq!(fs::read(&out).unwrap(), body);
+            server.requests().pop().unwrap()
+        };
+        server.serve("/f", served(&body));
+        assert_eq!(start("\"v1\""), "/f bytes=1000-");
+        // A server that has another version, or knows no ranges, sends the whole.
+        let whole_only = true;
+        server.serve(
+            "/f",
+            Served {
+                whole_only,
+                ..served(&body)
+            },
+        );
+        start("\"v0\"");
+    }
+
+    #[test]
+    fn what_is_not_what_was_asked_for_is_refused() {
+        let (server, folder) = (Server::start(), tempfile::tempdir().unwrap());
+        server.serve("/f", served(b"abc"));
+        let out = folder.path().join("f.bin");
+        let zeros = "0".repeat(64);
+        let mut ignore = |_, _| {};
+        let download = downloader();
+        let error = download.download(&server.url("/f"), &out, Some(&zeros), &mut ignore);
+        assert!(matches!(error.unwrap_err(), DownloadError::Checksum { .. }));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        let error = download
+            .download(&server.url("/none"), &out, None, &mut ignore)
+            .unwrap_err();
+        assert!(error.to_string().contains("404"), "{error}");
+        assert_eq!(server.requests().len(), 2); // A 404 is not tried again.
+        let status = Some("503 Service Unavailable");
+        server.serve(
+            "/busy",
+            Served {
+                status,
+                ..served(b"")
+            },
+        );
+        download
+            .download(&server.url("/busy"), &out, None, &mut ignore)
+            .unwrap_err();
+        assert_eq!(server.requests().len(), 4);
+        assert!(!out.exists());
+    }
+
+    #[test]
+    fn a_url_is_fetched_once() {
+        let (server, folder) = (Server::start(), tempfile::tempdir().unwrap());
+        server.serve("/a/rows.jsonl?v=1", served(b"{\"text\":\"a\"}"));
+        for _ in 0..2 {
+            let path = fetch_into(folder.path(), &server.url("/a/rows.jsonl?v=1")).unwrap();
+            assert_eq!(path.file_name().unwrap(), "rows.jsonl");
+        }
+        assert_eq!(server.requests().len(), 1);
+        assert!(matches!(
+            fetch("ftp://x/y"),
+            Err(DownloadError::Address { .. })
+        ));
+    }
+
+    #[test]
+    fn names_come_from_the_path() {
+        for (url, name) in [
+            ("https://h/a/b.csv?x=/y#z", "b.csv"),
+            ("https://h", "download"),
+            ("https://h/a/", "download"),
+            ("https://h/..", "download"),
+        ] {
+            assert_eq!(file_name(url), name);
+        }
+    }
 }

@@ -346,7 +346,8 @@ fn is_unreachable(error: &ApiError) -> bool {
 /// Whether a file is part of the data, when a folder was asked for.
 fn is_data(path: &str) -> bool {
     let is_hidden = path.split('/').any(|part| part.starts_with('.'));
-    !is_hidden && !["README.md", "LICENSE"].contains(&super::file_name(path))
+    let name = path.rsplit('/').next().unwrap_or_default();
+    !is_hidden && !["README.md", "LICENSE"].contains(&name)
 }
 
 /// Checks what came against the hub's size and, for large files, its SHA-256, which is their tag:
@@ -398,4 +399,171 @@ impl hf_hub::api::Progress for Report<'_, '_> {
     }
 
     fn finish(&mut self) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use sha2::{Digest, Sha256};
+
+    use super::super::hexadecimal;
+    use super::super::test_server::{Served, Server};
+    use super::*;
+
+    const FILE: &str = "/datasets/o/n/resolve/main/data/a.jsonl";
+
+    struct Bench {
+        server: Server,
+        home: tempfile::TempDir,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            Self {
+                server: Server::start(),
+                home: tempfile::tempdir().unwrap(),
+            }
+        }
+
+        /// Serves a large file, whose tag is its SHA-256.
+        fn serve(&self, commit: &str, body: &[u8], tag: Option<&str>, cuts: &[usize]) {
+            let sha256 = hexadecimal(&Sha256::digest(body));
+            let tag = tag.unwrap_or(&sha256);
+            let served = Served {
+                body: body.to_vec(),
+                headers: vec![
+                    ("X-Repo-Commit", commit.to_owned()),
+                    ("ETag", "\"of-the-store\"".to_owned()),
+                    ("X-Linked-ETag", format!("\"{tag}\"")),
+                ],
+                cuts: cuts.to_vec(),
+                ..Served::default()
+            };
+            self.server.serve(FILE, served);
+        }
+
+        fn hub(&self, endpoint: &str) -> Hub {
+            Hub {
+                endpoint: endpoint.to_owned(),
+                cache: Cache::new(self.home.path().join("hub")),
+                token: None,
+                offline: false,
+            }
+        }
+
+        fn fetch(&self, hub: &Hub, address: &str) -> Result<Vec<PathBuf>, DownloadError> {
+            hub.fetch(&address.parse()?, &mut |_, _| {})
+        }
+    }
+
+    const ADDRESS: &str = "hf://datasets/o/n/data/a.jsonl";
+
+    #[test]
+    fn a_file_is_continued_checked_and_cached() {
+        let bench = Bench::new();
+        let body: Vec<u8> = (0..50_000_u32).flat_map(u32::to_le_bytes).collect();
+        bench.serve("c1", &body, None, &[60_000]);
+        let hub = bench.hub(&bench.server.url(""));
+        let paths = bench.fetch(&hub, ADDRESS).unwrap();
+        assert!(paths[0].ends_with("hub/datasets--o--n/snapshots/c1/data/a.jsonl"));
+        assert_eq!(fs::read(&paths[0]).unwrap(), body);
+        let resumed = format!("{FILE} bytes=60000-");
+        assert!(bench.server.requests().contains(&resumed));
+        // The second time only its tag is asked for; a new version is downloaded.
+        let before = bench.server.requests().len();
+        bench.fetch(&hub, ADDRESS).unwrap();
+        assert_eq!(bench.server.requests().len(), before + 1);
+        bench.serve("c2", b"new", None, &[]);
+        let paths = bench.fetch(&hub, ADDRESS).unwrap();
+        assert_eq!(fs::read(&paths[0]).unwrap(), b"new");
+    }
+
+    #[test]
+    fn a_file_with_another_checksum_is_refused_and_deleted() {
+        let bench = Bench::new();
+        bench.serve("c1", b"body", Some(&"0".repeat(64)), &[]);
+        let hub = bench.hub(&bench.server.url(""));
+        let error = bench.fetch(&hub, ADDRESS).unwrap_err();
+        assert!(matches!(error, DownloadError::Checksum { .. }), "{error}");
+        assert!(hub.cached(&ADDRESS.parse().unwrap()).is_none());
+    }
+
+    #[test]
+    fn without_the_hub_the_cache_is_used() {
+        let bench = Bench::new();
+        bench.serve("c1", b"body", None, &[]);
+        let nowhere = bench.hub("http://127.0.0.1:1");
+        let error = bench.fetch(&nowhere, ADDRESS).unwrap_err().to_string();
+        assert!(error.contains("no copy of it is in"), "{error}");
+        let path = bench
+            .fetch(&bench.hub(&bench.server.url("")), ADDRESS)
+            .unwrap();
+        assert_eq!(bench.fetch(&nowhere, ADDRESS).unwrap(), path);
+        assert_eq!(
+            bench
+                .fetch(&nowhere, "hf://datasets/o/n/**/*.jsonl")
+                .unwrap(),
+            path
+        );
+        let offline = Hub {
+            offline: true,
+            ..bench.hub(&bench.server.url(""))
+        };
+        let before = bench.server.requests().len();
+        assert_eq!(bench.fetch(&offline, ADDRESS).unwrap(), path);
+        let error = bench
+            .fetch(&offline, "hf://o/model/config.json")
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("HF_HUB_OFFLINE"), "{error}");
+        assert_eq!(bench.server.requests().len(), before);
+    }
+
+    #[test]
+    fn patterns_and_folders_are_listed_by_the_hub() {
+        let bench = Bench::new();
+        bench.serve("c1", b"body", None, &[]);
+        let info = br#"{"sha":"c1","siblings":[{"rfilename":".gitattributes"},
+            {"rfilename":"README.md"},{"rfilename":"data/a.jsonl"}]}"#;
+        let info = Served {
+            body: info.to_vec(),
+            ..Served::default()
+        };
+        bench.server.serve("/api/datasets/o/n/revision/main", info);
+        let hub = bench.hub(&bench.server.url(""));
+        for address in [
+            "hf://datasets/o/n",
+            "hf://datasets/o/n/data",
+            "hf://datasets/o/n/data/*.jsonl",
+        ] {
+            let paths = bench.fetch(&hub, address).unwrap();
+            assert!(
+                paths.len() == 1 && paths[0].ends_with("data/a.jsonl"),
+                "{address}"
+            );
+        }
+        let nothing = bench.fetch(&hub, "hf://datasets/o/n/*.csv");
+        assert!(matches!(nothing, Err(DownloadError::NoMatch { .. })));
+    }
+
+    #[test]
+    fn addresses_are_read() {
+        let address: HubAddress = "hf://datasets/o/n@refs%2Fpr%2F1/d/a.parquet"
+            .parse()
+            .unwrap();
+        assert_eq!(address.revision, "refs/pr/1");
+        assert_eq!(
+            (address.repository.as_str(), address.path.as_str()),
+            ("o/n", "d/a.parquet")
+        );
+        assert_eq!(address.to_string().parse::<HubAddress>().unwrap(), address);
+        assert!(!"hf://o/n".parse::<HubAddress>().unwrap().is_dataset);
+        for bad in [
+            "hf://o",
+            "hf://datasets/o/",
+            "hf://o/n/../../x",
+            "https://h/o/n",
+        ] {
+            assert!(bad.parse::<HubAddress>().is_err(), "{bad}");
+        }
+    }
 }

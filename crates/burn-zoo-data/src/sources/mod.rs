@@ -26,6 +26,8 @@ mod open;
 mod parquet;
 mod records;
 mod table;
+#[cfg(test)]
+mod tests;
 mod text;
 mod wikipedia;
 mod zip;

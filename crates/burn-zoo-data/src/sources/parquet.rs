@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -80,22 +81,26 @@ pub(super) fn records(
         .sum();
     let bytes_per_row = file.bytes() / rows.max(1).unsigned_abs();
     let (file, counts) = (file.clone(), Arc::clone(counts));
-    let rows = RowIter::from_file_into(Box::new(reader)).enumerate();
-    Ok(Box::new(rows.map(move |(index, row)| {
+    let mut rows = RowIter::from_file_into(Box::new(reader));
+    let mut row = 0;
+    Ok(Box::new(std::iter::from_fn(move || {
+        row += 1;
+        let columns = match caught(|| rows.next().transpose()) {
+            Ok(columns) => columns?.into_columns().into_iter(),
+            Err(error) => return Some(Err(damaged(&file, row, &error))),
+        };
         counts
             .bytes_read
             .fetch_add(bytes_per_row, Ordering::Relaxed);
-        let origin = file.origin(index + 1);
-        let row = row.map_err(|error| damaged(&file, index + 1, &error))?;
-        let values = row.into_columns().into_iter().map(|(_, field)| json(field));
-        Ok((Record::new(&names, values.collect()), origin))
+        let values = columns.map(|(_, field)| json(field)).collect();
+        Some(Ok((Record::new(&names, values), file.origin(row))))
     })))
 }
 
 fn open(file: &InputFile) -> Result<SerializedFileReader<File>, SourceError> {
     let mut bytes = seekable(file).map_err(|error| SourceError::reading(file.origin(1), error))?;
     let is_cut = is_cut_short(&mut bytes);
-    SerializedFileReader::new(bytes).map_err(|error| match is_cut {
+    caught(|| SerializedFileReader::new(bytes)).map_err(|error| match is_cut {
         Ok(true) => SourceError::CutShort {
             origin: file.origin(1),
         },
@@ -122,6 +127,12 @@ fn is_cut_short(bytes: &mut File) -> io::Result<bool> {
     bytes.seek(SeekFrom::End(-4))?;
     bytes.read_exact(&mut mark)?;
     Ok(starts && &mark != b"PAR1")
+}
+
+/// Turns a panic into an error: the crate has some for files that are damaged inside.
+fn caught<T>(read: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, ParquetError> {
+    std::panic::catch_unwind(AssertUnwindSafe(read))
+        .unwrap_or_else(|_| Err(ParquetError::General("its pages are not valid".to_owned())))
 }
 
 fn damaged(file: &InputFile, row: usize, error: &ParquetError) -> SourceError {
@@ -228,7 +239,7 @@ impl Iterator for TextColumn {
     type Item = Result<Document, SourceError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        match self.decode() {
+        match caught(|| self.decode()) {
             Ok(true) => self.row += 1,
             Ok(false) => return None,
             Err(error) => return Some(Err(damaged(&self.file, self.row + 1, &error))),

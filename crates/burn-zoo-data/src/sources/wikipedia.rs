@@ -1,6 +1,6 @@
 //! Wikipedia's XML dumps, an article at a time.
 
-use std::io::BufReader;
+use std::io::{self, BufReader, Read};
 use std::sync::Arc;
 
 use quick_xml::Reader;
@@ -8,7 +8,7 @@ use quick_xml::encoding::EncodingError;
 use quick_xml::errors::Error;
 use quick_xml::events::{BytesRef, Event};
 
-use super::open::{Allowance, Bounded};
+use super::open::Allowance;
 use super::{Counts, InputFile, RowProblem, Rows, SourceError};
 use crate::document::{Document, Origin};
 use crate::markup::wikitext::wikitext_to_prose;
@@ -20,7 +20,7 @@ pub(super) fn documents(
 ) -> Result<Rows<Document>, SourceError> {
     let (bytes, allowance, start) = file.open_rows(counts)?;
     let mut pages = Pages {
-        xml: Reader::from_reader(BufReader::new(bytes)),
+        xml: Reader::from_reader(BufReader::new(Box::new(bytes))),
         start,
         allowance,
         file: file.clone(),
@@ -32,9 +32,11 @@ pub(super) fn documents(
     })))
 }
 
+type Input = BufReader<Box<dyn Read + Send>>;
+
 struct Pages {
-    xml: Reader<BufReader<Bounded>>,
-    /// Where in the file the XML begins.
+    xml: Reader<Input>,
+    /// Where in the file `xml` begins.
     start: u64,
     allowance: Allowance,
     file: InputFile,
@@ -117,6 +119,7 @@ impl Pages {
                     let byte = self.start + position + at as u64;
                     let bad = buffer.get(at).copied().unwrap_or_default();
                     page.not_utf8.get_or_insert((byte, bad));
+                    self.go_on();
                     continue;
                 }
                 Err(error) => return Err(self.failed(error)),
@@ -152,7 +155,7 @@ impl Pages {
                     _ => {}
                 },
                 Event::End(tag) => {
-                    self.depth -= 1;
+                    self.depth = self.depth.saturating_sub(1);
                     part = Part::None;
                     if tag.local_name().as_ref() == "page" {
                         return Ok(Some(page));
@@ -169,6 +172,16 @@ impl Pages {
                 Event::Comment(_) | Event::Decl(_) | Event::PI(_) | Event::DocType(_) => {}
             }
         }
+    }
+
+    /// Reads on behind what is not UTF-8, where the parser has stopped for good, with another one
+    /// that does not know which elements are open.
+    fn go_on(&mut self) {
+        self.start += self.xml.buffer_position();
+        let nothing: Input = BufReader::with_capacity(0, Box::new(io::empty()));
+        let input = std::mem::replace(&mut self.xml, Reader::from_reader(nothing)).into_inner();
+        self.xml = Reader::from_reader(input);
+        self.xml.config_mut().allow_unmatched_ends = true;
     }
 
     fn origin(&self) -> Origin {

@@ -1,5 +1,8 @@
 //! `burn-zoo data`: from text as people have it to packed tokens.
 
+#[cfg(feature = "download")]
+mod download;
+
 use std::io::{IsTerminal, stderr};
 use std::path::PathBuf;
 use std::sync::Mutex;
@@ -17,6 +20,9 @@ use super::{End, Result, print_json};
 
 #[derive(clap::Subcommand)]
 pub enum Command {
+    /// Download a file by URL, or files from the Hugging Face hub.
+    #[cfg(feature = "download")]
+    Download(download::Arguments),
     /// Collect, clean, tokenise and pack a corpus, or go on where that was interrupted.
     Prepare(Prepare),
     /// Train a tokenizer on texts.
@@ -122,6 +128,8 @@ pub struct Import {
 
 pub fn run(command: &Command) -> Result<End> {
     match command {
+        #[cfg(feature = "download")]
+        Command::Download(arguments) => return download::run(arguments),
         Command::Prepare(arguments) => prepare(arguments)?,
         Command::Tokenizer(arguments) => train_tokenizer(arguments)?,
         Command::Show(arguments) => show(arguments)?,
