@@ -900,3 +900,19 @@ fn absurd_sizes_are_refused() {
         assert!(found.contains(expected), "{found}");
     }
 }
+
+#[test]
+fn a_download_that_cannot_be_made_says_why() {
+    let bench = Bench::new();
+    for (address, reason) in [
+        ("ftp://host/corpus.txt", "neither http://"),
+        ("hf://datasets/nobody", "names no repository"),
+    ] {
+        let output = bench
+            .command(&["data", "download", address])
+            .assert()
+            .failure();
+        let stderr = String::from_utf8(output.get_output().stderr.clone()).unwrap();
+        assert!(stderr.contains(reason), "{stderr}");
+    }
+}

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::sources::{Format, RowProblem, SourceConfig, SourceError};
+
 /// What makes a corpus unusable.
 #[derive(Debug, thiserror::Error)]
 pub enum CorpusError {
@@ -29,10 +31,13 @@ pub enum CorpusError {
         /// The file.
         path: PathBuf,
         /// Where the first bad byte is.
-        offset: usize,
+        offset: u64,
         /// What it is.
         byte: u8,
     },
+    /// Something else is wrong with a file, such as a damaged archive.
+    #[error(transparent)]
+    Source(SourceError),
 }
 
 /// A text split into what is learned from and what is held out.
@@ -60,21 +65,23 @@ impl Corpus {
     }
 }
 
-/// Reads a file, or all files below a folder in the order of their paths, each starting on a new
-/// line. Hidden files and folders are left out.
+/// Reads a file, or all files of a folder in the order of their paths, each starting on a new line.
+/// What is hidden, or named in the folder's `.gitignore`, is left out; what is compressed is
+/// decompressed.
 ///
 /// # Errors
 ///
 /// When the path cannot be read, holds no text, or holds a file that is not UTF-8.
 pub fn read_text(path: &Path) -> Result<String, CorpusError> {
-    let mut files = Vec::new();
-    collect_files(path, &mut files)?;
+    let source = SourceConfig::new(path.to_string_lossy()).with_format(Format::Text);
     let mut text = String::new();
-    for file in &files {
+    for file in source.files()? {
         if !text.is_empty() && !text.ends_with('\n') {
             text.push('\n');
         }
-        text.push_str(&read_file(file)?);
+        for document in file.documents()? {
+            text.push_str(&document?.text);
+        }
     }
     if text.is_empty() {
         return Err(CorpusError::Empty {
@@ -84,39 +91,23 @@ pub fn read_text(path: &Path) -> Result<String, CorpusError> {
     Ok(text)
 }
 
-fn unreadable(path: &Path) -> impl FnOnce(std::io::Error) -> CorpusError {
-    let path = path.to_owned();
-    |source| CorpusError::Unreadable { path, source }
-}
-
-fn collect_files(path: &Path, files: &mut Vec<PathBuf>) -> Result<(), CorpusError> {
-    let metadata = std::fs::metadata(path).map_err(unreadable(path))?;
-    if !metadata.is_dir() {
-        files.push(path.to_owned());
-        return Ok(());
-    }
-    let mut entries = std::fs::read_dir(path)
-        .and_then(|entries| entries.collect::<Result<Vec<_>, _>>())
-        .map_err(unreadable(path))?;
-    entries.sort_by_key(std::fs::DirEntry::file_name);
-    for entry in entries {
-        if !entry.file_name().to_string_lossy().starts_with('.') {
-            collect_files(&entry.path(), files)?;
+impl From<SourceError> for CorpusError {
+    fn from(error: SourceError) -> Self {
+        match error {
+            SourceError::Unreadable { path, source } => Self::Unreadable { path, source },
+            SourceError::NoFiles { path } => Self::Empty { path: path.into() },
+            SourceError::Row {
+                origin,
+                byte: Some(offset),
+                problem: RowProblem::NotUtf8 { byte },
+            } => Self::NotUtf8 {
+                path: origin.file.as_ref().clone(),
+                offset,
+                byte,
+            },
+            other => Self::Source(other),
         }
     }
-    Ok(())
-}
-
-fn read_file(path: &Path) -> Result<String, CorpusError> {
-    let bytes = std::fs::read(path).map_err(unreadable(path))?;
-    String::from_utf8(bytes).map_err(|error| {
-        let offset = error.utf8_error().valid_up_to();
-        CorpusError::NotUtf8 {
-            path: path.to_owned(),
-            offset,
-            byte: error.as_bytes()[offset],
-        }
-    })
 }
 
 #[cfg(test)]

@@ -6,5 +6,9 @@
 pub mod clean;
 pub mod corpus;
 pub mod document;
+#[cfg(feature = "download")]
+pub mod download;
+pub mod markup;
+pub mod sources;
 pub mod tokenizer;
 pub mod windows;

@@ -2,6 +2,7 @@
 
 mod backends;
 mod bench;
+mod data;
 mod embed;
 mod forward;
 mod generate;
@@ -33,6 +34,9 @@ enum Command {
     Generate(generate::Arguments),
     /// List the models of the zoo with their sizes, or draw one.
     Models(models::Arguments),
+    /// Collect data.
+    #[command(subcommand)]
+    Data(data::Command),
     /// Turn texts into vectors whose angles tell how alike they are.
     Embed(embed::Arguments),
     /// Run a model on token ids and write everything that it gives.
@@ -68,6 +72,7 @@ pub fn main() -> ExitCode {
     let result = match arguments.command {
         Command::Train(arguments) => train::run(&arguments),
         Command::Generate(arguments) => generate::run(&arguments),
+        Command::Data(command) => data::run(&command),
         Command::Embed(arguments) => embed::run(&arguments),
         Command::Models(arguments) => models::run(&arguments),
         Command::Forward(arguments) => forward::run(&arguments),
