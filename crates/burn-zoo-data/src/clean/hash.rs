@@ -16,6 +16,26 @@ pub(super) fn mix(mut bits: u64) -> u64 {
     bits ^ (bits >> 33)
 }
 
+/// A hash of bytes, each of which is first united with the bits of `or`'s byte.
+#[inline]
+pub(super) fn hash_bytes(seed: u64, bytes: &[u8], or: u64) -> u64 {
+    let (words, rest) = bytes.as_chunks::<8>();
+    let hash = words.iter().fold(seed ^ bytes.len() as u64, |hash, word| {
+        mix(hash.rotate_left(32) ^ (u64::from_le_bytes(*word) | or))
+    });
+    // The rest is read without a loop; some of its bytes twice, which its length makes plain.
+    let half = |half: &[u8; 4]| u64::from(u32::from_le_bytes(*half));
+    let rest = match (rest.first_chunk(), rest.last_chunk(), rest) {
+        (Some(first), Some(last), _) => half(first) | half(last) << 32,
+        (.., []) => return hash,
+        (.., [first, .., last]) => {
+            u64::from(*first) | u64::from(rest[rest.len() / 2]) << 8 | u64::from(*last) << 16
+        }
+        (.., [only]) => u64::from(*only),
+    };
+    mix(hash.rotate_left(32) ^ (rest | or))
+}
+
 /// Mixes a key in words of 64 bits.
 #[derive(Default)]
 pub(super) struct MixHasher(u64);
@@ -23,14 +43,7 @@ pub(super) struct MixHasher(u64);
 impl Hasher for MixHasher {
     #[inline]
     fn write(&mut self, bytes: &[u8]) {
-        let (words, rest) = bytes.as_chunks::<8>();
-        for word in words {
-            self.write_u64(u64::from_le_bytes(*word));
-        }
-        let mut last = [0; 8];
-        last[..rest.len()].copy_from_slice(rest);
-        last[7] = rest.len() as u8;
-        self.write_u64(u64::from_le_bytes(last));
+        self.0 = hash_bytes(self.0, bytes, 0);
     }
 
     #[inline]

@@ -159,8 +159,8 @@ fn fraction(part: usize, whole: usize) -> f64 {
     part as f64 / whole.max(1) as f64
 }
 
-/// The n-grams of a text that occur more than once, for one n after the other: an n-gram can only
-/// repeat where the (n-1)-gram that it starts with does, so that few places are left to look at.
+/// The n-grams of a text that occur more than once, for one n after the other: few places are left
+/// to look at for the longer ones.
 struct NGrams {
     n: usize,
     /// The number of every word, equal for equal words.
@@ -184,9 +184,13 @@ impl NGrams {
         let mut words = Vec::new();
         let mut before = vec![0];
         let mut characters = 0;
+        let length = match text.is_ascii() {
+            true => str::len,
+            false => |word: &str| word.chars().count(),
+        };
         for word in text.split_whitespace() {
             words.push(count(&mut seen, &mut counts, word));
-            characters += word.chars().count();
+            characters += length(word);
             before.push(characters);
         }
         let mut n_grams = Self {
@@ -203,8 +207,10 @@ impl NGrams {
 
     /// Goes on to n-grams of one word more.
     fn lengthen(&mut self) {
-        self.repeated
-            .retain(|&start| start + self.n < self.words.len());
+        // An n-gram that repeats has two shorter ones that do.
+        let pairs = self.repeated.windows(2);
+        let both = pairs.filter(|pair| pair[1] == pair[0] + 1);
+        self.repeated = both.map(|pair| pair[0]).collect();
         self.counts.clear();
         let mut seen = HashMap::with_capacity_and_hasher(self.repeated.len(), Default::default());
         for &start in &self.repeated {

@@ -5,7 +5,11 @@ use super::language::Code;
 use super::{Outcome, Problem};
 
 /// The stop words of a language, as the `stop-words` crate lists them (stopwords-iso).
-pub(super) struct StopWords(HashSet<&'static str>);
+pub(super) struct StopWords {
+    words: HashSet<&'static str>,
+    /// Bytes of the longest.
+    longest: usize,
+}
 
 impl StopWords {
     /// Of a language by its ISO 639-1 or 639-3 code.
@@ -15,7 +19,10 @@ impl StopWords {
             language: language.to_owned(),
             known: stop_words::available_languages().join(", "),
         })?;
-        Ok(Self(words.iter().copied().collect()))
+        Ok(Self {
+            words: words.iter().copied().collect(),
+            longest: words.iter().map(|word| word.len()).max().unwrap_or(0),
+        })
     }
 
     /// Takes out the words of the list, whatever their case, and the spaces after them; those
@@ -50,14 +57,16 @@ impl StopWords {
 
     /// Whether the word is in the list; `lower` is room for its lower case.
     fn contains(&self, word: &str, lower: &mut String) -> bool {
-        lower.clear();
-        if word.is_ascii() {
-            lower.push_str(word);
-            lower.make_ascii_lowercase();
-        } else {
-            lower.extend(word.chars().flat_map(char::to_lowercase));
+        if word.len() > self.longest && word.is_ascii() {
+            return false;
         }
-        self.0.contains(lower.as_str())
+        let is_lower = |byte: u8| byte.is_ascii() && !byte.is_ascii_uppercase();
+        if word.bytes().all(is_lower) {
+            return self.words.contains(word);
+        }
+        lower.clear();
+        lower.extend(word.chars().flat_map(char::to_lowercase));
+        self.words.contains(lower.as_str())
     }
 }
 

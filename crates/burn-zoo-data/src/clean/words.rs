@@ -7,20 +7,7 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use super::hash::mix;
-
-/// What an ASCII byte is in a word: its lower case, or 0 for one that separates.
-const ASCII: [u8; 128] = {
-    let mut table = [0; 128];
-    let mut byte = 0;
-    while byte < 128 {
-        if (byte as u8).is_ascii_alphanumeric() {
-            table[byte] = (byte as u8).to_ascii_lowercase();
-        }
-        byte += 1;
-    }
-    table
-};
+use super::hash::{hash_bytes, mix};
 
 /// A hash and the bytes of the text that it stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,54 +20,62 @@ pub(super) struct Hashed {
 pub(super) struct Words<'a> {
     text: &'a str,
     at: usize,
+    /// Room for the lower case of a word that is not all ASCII.
+    lower: String,
 }
 
 impl<'a> Words<'a> {
     pub fn new(text: &'a str) -> Self {
-        Self { text, at: 0 }
+        let lower = String::new();
+        Self { text, at: 0, lower }
     }
 
-    /// The character at the current byte as it is hashed: its lower case, whether it is a word of
-    /// its own, and its length; nothing for a separator, of which only the length is known.
+    fn character(&self) -> Option<char> {
+        self.text[self.at..].chars().next()
+    }
+
+    /// Goes to where the next word starts.
     #[inline]
-    fn letter(&self) -> Option<(Letter, usize)> {
-        let byte = *self.text.as_bytes().get(self.at)?;
-        if byte.is_ascii() {
-            let lower = ASCII[usize::from(byte)];
-            let letter = match lower {
-                0 => Letter::Separator,
-                _ => Letter::Part(u64::from(lower)),
-            };
-            return Some((letter, 1));
+    fn skip_separators(&mut self) -> Option<()> {
+        loop {
+            let byte = *self.text.as_bytes().get(self.at)?;
+            if byte.is_ascii_alphanumeric() {
+                return Some(());
+            }
+            if byte.is_ascii() {
+                self.at += 1;
+                continue;
+            }
+            let character = self.character()?;
+            if character.is_alphanumeric() {
+                return Some(());
+            }
+            self.at += character.len_utf8();
         }
-        let character = self.text[self.at..].chars().next()?;
-        Some((Letter::of(character), character.len_utf8()))
+    }
+
+    /// The hash of the word that starts here, not all ASCII, of which it goes to the end.
+    fn hash_any(&mut self) -> u64 {
+        self.lower.clear();
+        while let Some(character) = self.character().filter(|c| c.is_alphanumeric()) {
+            let is_word = is_unspaced(character);
+            if is_word && !self.lower.is_empty() {
+                break;
+            }
+            self.at += character.len_utf8();
+            self.lower.extend(character.to_lowercase());
+            if is_word {
+                break;
+            }
+        }
+        // Some letters have a lower case in ASCII, such as the sign for kelvin.
+        let or = if self.lower.is_ascii() { SMALL } else { 0 };
+        hash_bytes(0, self.lower.as_bytes(), or)
     }
 }
 
-enum Letter {
-    Separator,
-    /// Belongs to a word, with those before and after it.
-    Part(u64),
-    /// Is a word.
-    Whole(u64),
-}
-
-impl Letter {
-    fn of(character: char) -> Self {
-        if !character.is_alphanumeric() {
-            return Self::Separator;
-        }
-        let bits = character.to_lowercase().fold(0, |bits: u64, lower| {
-            bits.rotate_left(21) ^ u64::from(u32::from(lower))
-        });
-        if is_unspaced(character) {
-            Self::Whole(bits)
-        } else {
-            Self::Part(bits)
-        }
-    }
-}
+/// United with the bits of an ASCII letter or digit, gives its lower case.
+const SMALL: u64 = 0x2020_2020_2020_2020;
 
 /// Whether the character's script is written without spaces.
 fn is_unspaced(character: char) -> bool {
@@ -100,27 +95,19 @@ impl Iterator for Words<'_> {
 
     #[inline]
     fn next(&mut self) -> Option<Hashed> {
-        let start = loop {
-            match self.letter()? {
-                (Letter::Separator, length) => self.at += length,
-                (Letter::Whole(bits), length) => {
-                    let bytes = self.at..self.at + length;
-                    self.at = bytes.end;
-                    return Some(Hashed {
-                        hash: mix(bits),
-                        bytes,
-                    });
-                }
-                (Letter::Part(_), _) => break self.at,
-            }
-        };
-        let mut hash = 0u64;
-        while let Some((Letter::Part(bits), length)) = self.letter() {
-            hash = (hash.rotate_left(5) ^ bits).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.skip_separators()?;
+        let start = self.at;
+        let bytes = &self.text.as_bytes()[start..];
+        let is_other = |byte: &u8| !byte.is_ascii_alphanumeric();
+        let length = bytes.iter().position(is_other).unwrap_or(bytes.len());
+        let hash = if bytes.get(length).is_none_or(u8::is_ascii) {
             self.at += length;
-        }
+            hash_bytes(0, &bytes[..length], SMALL)
+        } else {
+            self.hash_any()
+        };
         Some(Hashed {
-            hash: mix(hash),
+            hash,
             bytes: start..self.at,
         })
     }
@@ -210,6 +197,7 @@ mod tests {
     fn case_punctuation_and_spaces_do_not_count() {
         let hashes = |text| Words::new(text).map(|word| word.hash).collect::<Vec<_>>();
         assert_eq!(hashes("The CAT,  sat (ÉTÉ)."), hashes("the cat sat été"));
+        assert_eq!(hashes("\u{212a}elvin \u{212a}"), hashes("Kelvin k"));
         assert_ne!(hashes("the cat sat"), hashes("the cats at"));
         assert_eq!(hashes("日本 x").len(), 3);
     }
