@@ -134,8 +134,9 @@ fn python_opens_the_tokenizers() {
         "First Citizen:\nBefore we proceed any further, hear me speak. Œuvre, naïve 你好 🦀\n\n";
     let script = "import sys, json\nfrom tokenizers import Tokenizer\n\
         tokenizer = Tokenizer.from_file(sys.argv[1])\n\
-        ids = tokenizer.encode(sys.argv[2]).ids\n\
-        print(json.dumps([ids, tokenizer.decode(ids)]))";
+        marked = tokenizer.encode(sys.argv[2]).ids\n\
+        ids = tokenizer.encode(sys.argv[2], add_special_tokens=False).ids\n\
+        print(json.dumps([marked, ids, tokenizer.decode(ids)]))";
     let Some(python) = common::python_with("tokenizers") else {
         return;
     };
@@ -166,7 +167,9 @@ fn python_opens_the_tokenizers() {
             "{}",
             String::from_utf8_lossy(&output.stderr)
         );
-        let (ids, decoded): (Vec<u32>, String) = serde_json::from_slice(&output.stdout).unwrap();
+        let (marked, ids, decoded): (Vec<u32>, Vec<u32>, String) =
+            serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(tokenizer.encode_marked(&[text], 1000).unwrap(), [marked]);
         assert_eq!(ids, tokenizer.encode(text).unwrap());
         assert_eq!(decoded, tokenizer.decode(&ids).unwrap());
     }
