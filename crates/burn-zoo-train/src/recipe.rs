@@ -2,9 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
-use burn_zoo_data::{tokenizer::TokenizerConfig, windows::Prediction};
-use burn_zoo_models::{family::Architecture, gpt::GptConfig};
-use burn_zoo_nn::ConfigError;
+use burn_zoo_data::{
+    labelled::{AnswerColumns, ClassColumns, Labels, NumberColumns, TableFormat, TagColumns},
+    sources::{BadRows, Format},
+    tokenizer::TokenizerConfig,
+    windows::Prediction,
+};
+use burn_zoo_models::{
+    directory,
+    family::{self, Architecture},
+    gpt::GptConfig,
+};
+use burn_zoo_nn::{ConfigError, linear::LoraConfig};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -55,10 +64,14 @@ pub struct Recipe {
     pub seed: u64,
     /// What is learned.
     pub objective: Objective,
-    /// How text becomes tokens.
-    pub tokenizer: TokenizerConfig,
+    /// How text becomes tokens. Without it, by the tokenizer of the directory that the model is from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<TokenizerConfig>,
     /// What is trained.
     pub model: ModelConfig,
+    /// Which of its parameters learn.
+    #[serde(default, skip_serializing_if = "Adaptation::is_full")]
+    pub adaptation: Adaptation,
     /// What it is trained on.
     #[serde(default)]
     pub data: DataConfig,
@@ -76,7 +89,7 @@ fn default_seed() -> u64 {
 }
 
 /// What a model learns to do.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Objective {
     /// Predict each token from those before it.
@@ -88,26 +101,45 @@ pub enum Objective {
         /// The share of tokens that are asked for; BERT has 0.15.
         probability: f64,
     },
+    /// Say which class a text, or a pair of texts, is of.
+    Classification(ClassColumns),
+    /// Say a number for a text, or a pair of texts.
+    Regression(NumberColumns),
+    /// Say which class each word is of.
+    TokenClassification(TagColumns),
+    /// Say where in a text the answer to a question is.
+    SpanExtraction(AnswerColumns),
 }
 
 impl Objective {
     /// What it asks of a text. `mask` is the token that hides another, the last of the vocabulary.
-    pub fn prediction(self, mask: u32) -> Prediction {
-        match self {
-            Self::CausalLm => Prediction::Next,
+    pub fn prediction(&self, mask: u32) -> Prediction {
+        match *self {
             Self::PrefixLm => Prediction::AfterPrefix,
             Self::MaskedLm { probability } => Prediction::Masked { probability, mask },
+            _ => Prediction::Next,
         }
     }
 
     /// Whether it hides tokens behind a mask.
-    pub fn needs_mask(self) -> bool {
+    pub fn needs_mask(&self) -> bool {
         matches!(self, Self::MaskedLm { .. })
     }
 
-    fn validate(self) -> Result<(), RecipeError> {
+    /// What it reads of a table, where it learns labels.
+    pub fn labels(&self) -> Option<Labels> {
+        Some(match self {
+            Self::Classification(columns) => Labels::Class(columns.clone()),
+            Self::Regression(columns) => Labels::Number(columns.clone()),
+            Self::TokenClassification(columns) => Labels::Tags(columns.clone()),
+            Self::SpanExtraction(columns) => Labels::Answer(columns.clone()),
+            Self::CausalLm | Self::PrefixLm | Self::MaskedLm { .. } => return None,
+        })
+    }
+
+    fn validate(&self) -> Result<(), RecipeError> {
         match self {
-            Self::MaskedLm { probability } if !(probability > 0.0 && probability < 1.0) => {
+            Self::MaskedLm { probability } if !(*probability > 0.0 && *probability < 1.0) => {
                 let problem = format!("must be above 0 and below 1, got {probability}");
                 Err(RecipeError::key("objective.masked_lm.probability", problem))
             }
@@ -125,9 +157,70 @@ pub enum ModelConfig {
     /// What a `config.json` would hold: `model_type`, and the fields of that
     /// [family](burn_zoo_models::families).
     Config(Map<String, Value>),
+    /// A published size, such as `bert-base`, with new parameters.
+    Preset(String),
+    /// A model directory, whose parameters are learned on from.
+    Path(PathBuf),
+}
+
+/// Which parameters of a model learn.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Adaptation {
+    /// All.
+    #[default]
+    Full,
+    /// The head alone.
+    Head,
+    /// All but those of these paths. `*` stands for anything, and a pattern may start at any component of a path:
+    /// `embedding.*`, `stack.blocks.0.*`.
+    Frozen(Vec<String>),
+    /// Low-rank adapters beside matrices, and a head that is new (Hu et al. 2021, arXiv:2106.09685).
+    Lora(LoraAdaptation),
+}
+
+impl Adaptation {
+    fn is_full(&self) -> bool {
+        *self == Self::Full
+    }
+}
+
+/// Low-rank adapters, and where they go.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LoraAdaptation {
+    /// The rank of what is learned.
+    pub rank: usize,
+    /// What is learned is scaled by `alpha / rank`.
+    pub alpha: f64,
+    /// The share of the adapters' inputs set to zero in training.
+    #[serde(default)]
+    pub dropout: f64,
+    /// The linear layers that get one, by the end of their path in our names or the checkpoint's; `*` stands for any
+    /// component: `query`, `attention.*`, `q_proj`.
+    pub targets: Vec<String>,
+}
+
+impl LoraAdaptation {
+    /// The sizes alone.
+    pub fn config(&self) -> LoraConfig {
+        LoraConfig {
+            rank: self.rank,
+            alpha: self.alpha,
+            dropout: self.dropout,
+        }
+    }
 }
 
 impl ModelConfig {
+    /// The directory whose parameters are learned on from, if there is one.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Path(path) => Some(path),
+            _ => None,
+        }
+    }
+
     /// The model for a vocabulary.
     ///
     /// # Errors
@@ -139,6 +232,28 @@ impl ModelConfig {
                 .transformer(vocab_size)
                 .map(Architecture::from)
                 .map_err(|error| error.within("gpt")),
+            Self::Preset(name) => {
+                let (_, preset) = family::find_preset(name).ok_or_else(|| {
+                    let problem = format!("there is no preset `{name}`; see `burn-zoo models`");
+                    ConfigError::new("preset", problem)
+                })?;
+                let mut json = preset.json;
+                json.insert("vocab_size".to_owned(), vocab_size.into());
+                Architecture::from_json(json).map_err(|error| error.within("preset"))
+            }
+            Self::Path(path) => {
+                let architecture = directory::load_config(path)
+                    .map_err(|error| ConfigError::new("path", error.to_string()))?;
+                let found = architecture.transformer.vocab_size();
+                if found < vocab_size {
+                    let problem = format!(
+                        "has {found} tokens, but the tokenizer {vocab_size}: use the model's own \
+                         tokenizer"
+                    );
+                    return Err(ConfigError::new("path", problem));
+                }
+                Ok(architecture)
+            }
             Self::Config(fields) => {
                 let mut json = fields.clone();
                 json.entry("vocab_size")
@@ -170,6 +285,33 @@ pub struct DataConfig {
     /// The share at the end of the corpus that is held out.
     #[serde(default = "default_valid_fraction")]
     pub valid_fraction: f64,
+    /// Whether the first row of a CSV or TSV names its columns. Otherwise they are `0`, `1`, ….
+    #[serde(default = "yes")]
+    pub header: bool,
+    /// What tables are, when their names do not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<Format>,
+    /// What to do with a row that cannot be read.
+    #[serde(default)]
+    pub bad_rows: BadRows,
+    /// The most tokens of a labelled text. Without it, as many as the model reads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_length: Option<usize>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl DataConfig {
+    /// How tables are read.
+    pub fn table_format(&self) -> TableFormat {
+        TableFormat {
+            header: self.header,
+            format: self.format,
+            bad_rows: self.bad_rows,
+        }
+    }
 }
 
 impl Default for DataConfig {
@@ -177,6 +319,10 @@ impl Default for DataConfig {
         Self {
             corpus: None,
             valid_fraction: default_valid_fraction(),
+            header: true,
+            format: None,
+            bad_rows: BadRows::default(),
+            max_length: None,
         }
     }
 }
@@ -189,8 +335,12 @@ fn default_valid_fraction() -> f64 {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LoopConfig {
-    /// Optimiser steps in all.
+    /// Optimiser steps in all. Left out where `epochs` says how long.
+    #[serde(default)]
     pub iterations: usize,
+    /// Passes over labelled examples, instead of `iterations`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epochs: Option<usize>,
     /// Windows in a batch.
     pub batch_size: usize,
     /// Batches whose gradients make one optimiser step.
@@ -219,6 +369,7 @@ impl LoopConfig {
     pub fn new(iterations: usize, batch_size: usize) -> Self {
         Self {
             iterations,
+            epochs: None,
             batch_size,
             accumulation: one(),
             label_smoothing: 0.0,
@@ -329,14 +480,32 @@ impl Recipe {
             let problem = format!("must be above 0 and below 1, got {valid_fraction}");
             return Err(RecipeError::key("data.valid_fraction", problem));
         }
-        if let TokenizerConfig::Bpe { vocab_size } = self.tokenizer
+        if self.tokenizer.is_none() && self.model.path().is_none() {
+            let problem = "missing field `tokenizer`: how text becomes tokens";
+            return Err(RecipeError::key("tokenizer", problem));
+        }
+        match (self.training.epochs, self.objective.labels()) {
+            (Some(_), None) => {
+                let problem = "is for labelled examples: say iterations";
+                return Err(RecipeError::key("loop.epochs", problem));
+            }
+            (Some(_), Some(_)) if self.training.iterations > 0 => {
+                let problem = "says how long, and so does loop.iterations: leave one out";
+                return Err(RecipeError::key("loop.epochs", problem));
+            }
+            _ => {}
+        }
+        if let Some(TokenizerConfig::Bpe { vocab_size }) = self.tokenizer
             && vocab_size < 256
         {
             let problem = format!("must be at least 256, one for each byte, got {vocab_size}");
             return Err(RecipeError::key("tokenizer.bpe.vocab_size", problem));
         }
         let loop_sizes = [
-            ("iterations", self.training.iterations),
+            (
+                "iterations",
+                self.training.epochs.unwrap_or(self.training.iterations),
+            ),
             ("batch_size", self.training.batch_size),
             ("accumulation", self.training.accumulation),
             ("eval_interval", self.training.eval_interval),
@@ -360,6 +529,9 @@ impl Recipe {
                 }
             })
         };
+        if let Adaptation::Lora(lora) = &self.adaptation {
+            named("adaptation.lora", lora.config().validate())?;
+        }
         named("optimizer", self.optimizer.validate())?;
         named(
             "schedule",
@@ -456,7 +628,10 @@ mod tests {
         let recipe = Recipe::parse(RECIPE, &overrides).unwrap();
         assert_eq!(recipe.optimizer.learning_rate, 3e-4);
         assert_eq!(recipe.seed, 7);
-        assert_eq!(recipe.tokenizer, TokenizerConfig::Bpe { vocab_size: 512 });
+        assert_eq!(
+            recipe.tokenizer,
+            Some(TokenizerConfig::Bpe { vocab_size: 512 })
+        );
         assert_eq!(
             recipe.training.early_stopping,
             Some(EarlyStopping { patience: 3 })

@@ -14,25 +14,30 @@ use std::sync::{Arc, Mutex, PoisonError};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use burn_train::Interrupter;
 use burn_zoo_data::{
-    corpus::Corpus,
-    tokenizer::{Tokenizer, TokenizerConfig, TokenizerError},
-    windows::{Splits, StepShape, TooShort, Windows},
+    examples::Example,
+    labelled::LabelledError,
+    tokenizer::{Tokenizer, TokenizerError},
+    windows::TooShort,
 };
 use burn_zoo_models::{
+    adapter,
     directory::{self, DirectoryError},
     files,
 };
-use burn_zoo_nn::{ConfigError, Inputs, LanguageModel, Transformer, TransformerConfig, init};
+use burn_zoo_nn::{ConfigError, Inputs, LanguageModel, Transformer, TransformerConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    adaptation::{self, AdaptationError},
     checkpoint::RunState,
-    memory,
-    objective::LanguageModeling,
-    recipe::{Objective, Recipe, RecipeError},
+    labelled, memory,
+    recipe::{Recipe, RecipeError},
     step_loop::{End, Record},
-    trainer::{Display, FitError, Session, TrainerConfig, fit},
+    task::{Data, Task},
+    trainer::{Display, FitError, Session, TrainerConfig},
 };
+
+pub use crate::task::Material;
 
 const RECIPE: &str = "recipe.toml";
 const SUMMARY: &str = "summary.json";
@@ -106,6 +111,21 @@ pub enum RunError {
     /// The tokenizer fails.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
+    /// A key of `data` does not fit.
+    #[error("recipe key `data.{}`: {}", .0.field, .0.problem)]
+    Data(ConfigError),
+    /// The objective learns from something else.
+    #[error("the recipe's objective learns from {0}: give it with --corpus")]
+    Material(&'static str),
+    /// The tokenizer cannot be made here.
+    #[error("recipe key `tokenizer`: {0}")]
+    Tokenization(&'static str),
+    /// Labelled texts cannot be used.
+    #[error(transparent)]
+    Labelled(#[from] LabelledError),
+    /// The adaptation does not fit the model.
+    #[error(transparent)]
+    Adaptation(#[from] AdaptationError),
     /// The model cannot be written.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
@@ -152,6 +172,15 @@ pub struct Summary {
     pub saved_iteration: usize,
     /// The most memory that the process had resident, in bytes.
     pub peak_memory_bytes: Option<u64>,
+    /// The share of held-out predictions that are right, where that is counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub valid_accuracy: Option<f64>,
+    /// The mean loss over the test split, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test_loss: Option<f64>,
+    /// The share of its predictions that are right, where that is counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test_accuracy: Option<f64>,
     /// For each mixture of experts, the share of the choices that each expert takes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expert_load: Option<Vec<Vec<f64>>>,
@@ -178,10 +207,10 @@ pub fn saved_recipe(out: &Path, overrides: &[(String, String)]) -> Result<Recipe
     }
 }
 
-/// Trains the recipe's model on `text` and leaves a model directory.
+/// Trains the recipe's model and leaves a model directory.
 pub fn train(
     recipe: &Recipe,
-    text: &str,
+    material: Material<'_>,
     device: &Device,
     options: RunOptions,
 ) -> Result<Run, RunError> {
@@ -194,50 +223,24 @@ pub fn train(
         saved_recipe(out, &[])?.check_resumable(recipe)?;
     }
 
-    let corpus = Corpus::split(text, recipe.data.valid_fraction);
-    let mut tokenizer = match resume {
-        true => Tokenizer::load(&out.join(directory::TOKENIZER))?,
-        false => train_tokenizer(&recipe.tokenizer, text, &corpus)?,
+    let earlier_tokenizer = match resume {
+        true => Some(Tokenizer::load(&out.join(directory::TOKENIZER))?),
+        false => None,
     };
-    if recipe.objective.needs_mask() {
-        tokenizer.add_mask()?;
-    }
-    let splits = Splits {
-        train: tokenizer.encode(&corpus.train)?.into(),
-        valid: tokenizer.encode(&corpus.valid)?.into(),
-    };
-    let mut architecture = recipe
-        .model
-        .architecture(tokenizer.vocab_size())
-        .map_err(RunError::Model)?;
-    let mask = tokenizer.mask_id();
-    if let Some(mask) = mask {
-        architecture
-            .json
-            .entry("mask_token_id")
-            .or_insert_with(|| mask.into());
-    }
-    let config = &architecture.transformer;
-    check_objective(recipe.objective, config).map_err(RunError::Model)?;
-    let shape = StepShape {
-        batch_size: recipe.training.batch_size,
-        accumulation: recipe.training.accumulation,
-        context_length: config.context_length(),
-    };
-    let prediction = recipe.objective.prediction(mask.unwrap_or(0));
-    let windows = Windows::new(splits.clone(), shape, prediction, recipe.seed)?;
+    let mut task = Task::prepare(recipe, material, earlier_tokenizer)?;
+    let (model, whole) = task.model(recipe, device)?;
 
     // From here on the directory changes: everything that can be refused has been.
     if options.start == Start::Overwrite {
         remove(&earlier)?;
     }
     fs::create_dir_all(&training).map_err(io_error(&training))?;
-    check_fingerprint(out, &splits, resume)?;
+    check_fingerprint(out, &task.data, resume)?;
     let write = |name: &str, contents: String| {
         let path = out.join(name);
         files::replace_with(&path, contents).map_err(io_error(&path))
     };
-    write(directory::TOKENIZER, tokenizer.to_json()?)?;
+    write(directory::TOKENIZER, task.tokenizer.to_json()?)?;
     write(RECIPE, recipe_toml)?;
 
     let log = Mutex::new(MetricsLog {
@@ -250,7 +253,6 @@ pub fn train(
             tracing::warn!("{}: {error}", log.path.display());
         }
     };
-    init::seed(recipe.seed);
     let session = Session {
         folder: Some(training.clone()),
         resume,
@@ -258,24 +260,30 @@ pub fn train(
         interrupter: options.interrupter,
         on_record: Arc::new(on_record),
     };
-    let fitted = fit(
-        config.init(device),
-        LanguageModeling,
-        &windows,
-        &TrainerConfig::new(recipe),
-        device,
-        session,
-    )?;
+    let mut config = TrainerConfig::new(recipe);
+    config.training.iterations = task.iterations(recipe);
+    let fitted = task.fit(model, &config, device, session)?;
     let (model, outcome) = (fitted.model, fitted.outcome);
     let summary = match outcome.end {
         End::Interrupted => None,
         _ => {
-            directory::save(&model, &architecture, out)?;
+            let base = recipe.model.path();
+            let architecture = &task.architecture;
+            adaptation::save(&recipe.adaptation, &model, architecture, base, &whole, out)?;
             let early = outcome.end == End::EarlyStopped;
-            let summary = Summary {
-                expert_load: expert_load(&model, config, &splits.valid),
-                ..summarise(recipe, config, &outcome.state, early, options.backend)
-            };
+            let config = &architecture.transformer;
+            let mut summary = summarise(recipe, config, &outcome.state, early, options.backend);
+            match &task.data {
+                Data::Windows(splits, _) => {
+                    summary.expert_load = expert_load(&model, config, &splits.valid);
+                }
+                Data::Labelled(prepared) => {
+                    if let Some(test) = &prepared.test {
+                        let (loss, accuracy) = labelled::evaluate(&model, test, device)?;
+                        (summary.test_loss, summary.test_accuracy) = (Some(loss), accuracy);
+                    }
+                }
+            }
             let json = serde_json::to_string_pretty(&summary).map_err(std::io::Error::from);
             write(SUMMARY, json.map_err(io_error(&out.join(SUMMARY)))?)?;
             Some(summary)
@@ -283,25 +291,10 @@ pub fn train(
     };
     Ok(Run {
         model,
-        tokenizer,
+        tokenizer: task.tokenizer,
         state: outcome.state,
         summary,
     })
-}
-
-/// Learns merges from the training part alone. Characters come from the whole text, because a
-/// held-out one that is in no token could not be scored.
-fn train_tokenizer(
-    config: &TokenizerConfig,
-    text: &str,
-    corpus: &Corpus,
-) -> Result<Tokenizer, TokenizerError> {
-    match config {
-        TokenizerConfig::Char => Tokenizer::train(config, text),
-        TokenizerConfig::Bpe { .. } | TokenizerConfig::File { .. } => {
-            Tokenizer::train(config, &corpus.train)
-        }
-    }
 }
 
 /// What a directory holds of a run, unless it should hold none, or some.
@@ -309,6 +302,8 @@ fn earlier_run(out: &Path, start: Start) -> Result<Vec<PathBuf>, RunError> {
     let ours = [
         directory::CONFIG,
         directory::WEIGHTS,
+        adapter::CONFIG,
+        adapter::WEIGHTS,
         directory::TOKENIZER,
         RECIPE,
         SUMMARY,
@@ -347,23 +342,39 @@ struct Fingerprint {
 }
 
 impl Fingerprint {
-    fn new(splits: &Splits) -> Self {
-        let tokens = splits.train.iter().chain(splits.valid.iter());
-        let hash = tokens.fold(0xcbf2_9ce4_8422_2325_u64, |hash, &token| {
-            (hash ^ u64::from(token)).wrapping_mul(0x100_0000_01b3)
-        });
+    fn new(data: &Data) -> Self {
+        fn fold<'a>(tokens: impl Iterator<Item = &'a u32>) -> String {
+            let hash = tokens.fold(0xcbf2_9ce4_8422_2325_u64, |hash, &token| {
+                (hash ^ u64::from(token)).wrapping_mul(0x100_0000_01b3)
+            });
+            format!("{hash:016x}")
+        }
+        let (train_tokens, valid_tokens, fnv1a) = match data {
+            Data::Windows(splits, _) => (
+                splits.train.len(),
+                splits.valid.len(),
+                fold(splits.train.iter().chain(splits.valid.iter())),
+            ),
+            Data::Labelled(prepared) => {
+                let (train, valid) = (&prepared.examples.train, &prepared.examples.valid);
+                let tokens = train.iter().chain(valid.iter());
+                let count = |examples: &[Example]| examples.iter().map(|e| e.tokens.len()).sum();
+                let tokens = tokens.flat_map(|example| &example.tokens);
+                (count(train), count(valid), fold(tokens))
+            }
+        };
         Self {
-            train_tokens: splits.train.len(),
-            valid_tokens: splits.valid.len(),
-            fnv1a: format!("{hash:016x}"),
+            train_tokens,
+            valid_tokens,
+            fnv1a,
         }
     }
 }
 
 /// Writes the fingerprint of a new run's text, or refuses another text than a resumed run's.
-fn check_fingerprint(out: &Path, splits: &Splits, resume: bool) -> Result<(), RunError> {
+fn check_fingerprint(out: &Path, data: &Data, resume: bool) -> Result<(), RunError> {
     let path = out.join(FINGERPRINT);
-    let found = Fingerprint::new(splits);
+    let found = Fingerprint::new(data);
     if resume {
         let saved = fs::read_to_string(&path).map_err(io_error(&path))?;
         return match serde_json::from_str::<Fingerprint>(&saved) {
@@ -434,40 +445,10 @@ fn summarise(
         iterations: state.step,
         saved_iteration: saved.map_or(state.step, |valid| valid.step),
         peak_memory_bytes: memory::peak_bytes(),
+        valid_accuracy: saved.and_then(|valid| valid.accuracy),
+        test_loss: None,
+        test_accuracy: None,
         expert_load: None,
-    }
-}
-
-/// Refuses a model that sees what it is asked for, or cannot say it.
-fn check_objective(objective: Objective, config: &TransformerConfig) -> Result<(), ConfigError> {
-    let refuse = |field, problem| Err(ConfigError::new(field, problem));
-    if config.head.language().is_none() {
-        return refuse(
-            "head",
-            "must score the vocabulary: use a class with a language head",
-        );
-    }
-    if config.encoder.is_some() {
-        return refuse(
-            "encoder",
-            "is not trained by this objective: it reads one text, not two",
-        );
-    }
-    match objective {
-        Objective::CausalLm | Objective::PrefixLm if !config.stack.is_decoder() => refuse(
-            "stack.blocks",
-            "see the token to predict: use objective = { masked_lm = { probability = 0.15 } }",
-        ),
-        Objective::CausalLm if config.stack.has_prefix() => refuse(
-            "stack.blocks",
-            "have prefix attention, which this objective leaves untrained: use objective = \
-             \"prefix_lm\"",
-        ),
-        Objective::PrefixLm if !config.stack.has_prefix() => refuse(
-            "stack.blocks",
-            "have no prefix attention: use objective = \"causal_lm\"",
-        ),
-        _ => Ok(()),
     }
 }
 
