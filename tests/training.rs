@@ -166,7 +166,8 @@ fn only_matrices_decay() {
         weight_decay: 0.5,
         ..OptimizerConfig::new(0.1)
     }
-    .init(&model);
+    .init(&model)
+    .unwrap();
     let mut zero = Zero(GradientsParams::new());
     model.visit(&mut zero);
     let model = optimizer.step(0.1, model, zero.0);

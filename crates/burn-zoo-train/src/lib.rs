@@ -14,6 +14,7 @@ pub mod memory;
 pub mod metrics;
 pub mod objective;
 pub mod optimizer;
+pub mod parameters;
 pub mod recipe;
 pub mod run;
 pub mod schedule;
