@@ -10,6 +10,7 @@
 
 pub mod checkpoint;
 pub mod lines;
+pub mod lock;
 pub mod memory;
 pub mod metrics;
 pub mod objective;
