@@ -12,6 +12,7 @@ pub mod adaptation;
 pub mod checkpoint;
 mod labelled;
 pub mod lines;
+pub mod lock;
 pub mod memory;
 pub mod metrics;
 pub mod objective;

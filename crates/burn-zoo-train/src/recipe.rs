@@ -1,5 +1,6 @@
 //! A training run as data: the TOML file that a user writes, checked key by key.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use burn_zoo_data::{
@@ -36,6 +37,12 @@ pub enum RecipeError {
     /// The text is not TOML.
     #[error("the recipe is not TOML: {0}")]
     Syntax(String),
+    /// A run is resumed with another recipe.
+    #[error(
+        "the run was started with another recipe: {}; resume it as it was, or start another run",
+        listed(.0)
+    )]
+    Changed(Vec<Difference>),
     /// A key is unknown, missing, or has an impossible value.
     #[error("recipe key `{key}`: {problem}")]
     Key {
@@ -44,6 +51,43 @@ pub enum RecipeError {
         /// What is wrong and what would be right.
         problem: String,
     },
+}
+
+/// What may differ when a run is resumed.
+const MAY_CHANGE: [&str; 6] = [
+    "data.corpus",
+    "loop.iterations",
+    "loop.eval_interval",
+    "loop.log_interval",
+    "loop.keep_checkpoints",
+    "loop.early_stopping",
+];
+
+/// A key that has another value in another recipe.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Difference {
+    /// The key's full name.
+    pub key: String,
+    /// What it was.
+    pub old: Option<Value>,
+    /// What it is.
+    pub new: Option<Value>,
+}
+
+impl std::fmt::Display for Difference {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        let show = |value: &Option<Value>| match value {
+            Some(value) => value.to_string(),
+            None => "not there".to_owned(),
+        };
+        let (old, new) = (show(&self.old), show(&self.new));
+        write!(f, "`{}` was {old}, now {new}", self.key)
+    }
+}
+
+fn listed(differences: &[Difference]) -> String {
+    let lines: Vec<String> = differences.iter().map(Difference::to_string).collect();
+    lines.join(", ")
 }
 
 impl RecipeError {
@@ -442,34 +486,56 @@ impl Recipe {
         toml::to_string(self).map_err(|error| RecipeError::Unwritable(error.to_string()))
     }
 
-    /// Refuses to continue `self` as `other` where that would be another run: only the loop, the
-    /// optimiser, the schedule and the place of the corpus may change.
+    /// Refuses to continue `self` as `other` where that would be another run. Only how long it takes, what
+    /// happens on the way, and the place of the corpus may change.
     pub fn check_resumable(&self, other: &Self) -> Result<(), RecipeError> {
-        let parts = [
-            ("seed", self.seed == other.seed),
-            ("objective", self.objective == other.objective),
-            ("tokenizer", self.tokenizer == other.tokenizer),
-            ("model", self.model == other.model),
-            (
-                "data.valid_fraction",
-                self.data.valid_fraction == other.data.valid_fraction,
-            ),
-            (
-                "loop.batch_size",
-                self.training.batch_size == other.training.batch_size,
-            ),
-            (
-                "loop.accumulation",
-                self.training.accumulation == other.training.accumulation,
-            ),
-        ];
-        match parts.into_iter().find(|(_, is_same)| !is_same) {
-            None => Ok(()),
-            Some((key, _)) => {
-                let problem = "cannot change in a run that is resumed; start another run";
-                Err(RecipeError::key(key, problem))
+        let (old, new) = (self.leaves()?, other.leaves()?);
+        let may_change = |key: &str| {
+            MAY_CHANGE.iter().any(|free| {
+                key.strip_prefix(free)
+                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+            })
+        };
+        let keys: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+        let differences: Vec<Difference> = keys
+            .into_iter()
+            .filter(|key| !may_change(key) && old.get(*key) != new.get(*key))
+            .map(|key| Difference {
+                key: key.clone(),
+                old: old.get(key).cloned(),
+                new: new.get(key).cloned(),
+            })
+            .collect();
+        match differences.is_empty() {
+            true => Ok(()),
+            false => Err(RecipeError::Changed(differences)),
+        }
+    }
+
+    /// All values by their full keys.
+    fn leaves(&self) -> Result<BTreeMap<String, Value>, RecipeError> {
+        fn collect(key: String, value: Value, leaves: &mut BTreeMap<String, Value>) {
+            match value {
+                Value::Object(fields) if !fields.is_empty() => {
+                    for (name, value) in fields {
+                        let key = if key.is_empty() {
+                            name
+                        } else {
+                            format!("{key}.{name}")
+                        };
+                        collect(key, value, leaves);
+                    }
+                }
+                value => {
+                    leaves.insert(key, value);
+                }
             }
         }
+        let value = serde_json::to_value(self);
+        let value = value.map_err(|error| RecipeError::Unwritable(error.to_string()))?;
+        let mut leaves = BTreeMap::new();
+        collect(String::new(), value, &mut leaves);
+        Ok(leaves)
     }
 
     /// Refuses impossible values.
@@ -700,6 +766,39 @@ mod tests {
                 "{key} = {value} gives: {refusal}"
             );
         }
+    }
+
+    #[test]
+    fn a_resumed_recipe_shows_all_that_changed() {
+        let recipe = Recipe::parse(RECIPE, &[]).unwrap();
+        let changed = |changes: &[(&str, &str)]| {
+            let own = |&(key, value): &(&str, &str)| (key.to_owned(), value.to_owned());
+            let overrides: Vec<_> = changes.iter().map(own).collect();
+            recipe.check_resumable(&Recipe::parse(RECIPE, &overrides).unwrap())
+        };
+        let free = [
+            ("loop.iterations", "99"),
+            ("loop.early_stopping.patience", "3"),
+            ("data.corpus", "elsewhere"),
+        ];
+        changed(&free).unwrap();
+        let refusal = changed(&[
+            ("seed", "8"),
+            ("objective", "prefix_lm"),
+            ("optimizer.learning_rate", "0.01"),
+            ("optimizer.clip_norm", "1.0"),
+            ("loop.iterations", "99"),
+        ]);
+        let refusal = refusal.unwrap_err().to_string();
+        for expected in [
+            "`seed` was 1337, now 8",
+            "`objective` was \"causal_lm\", now \"prefix_lm\"",
+            "`optimizer.learning_rate` was 0.001, now 0.01",
+            "`optimizer.clip_norm` was not there, now 1.0",
+        ] {
+            assert!(refusal.contains(expected), "{refusal}");
+        }
+        assert!(!refusal.contains("iterations"), "{refusal}");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use burn_train::Interrupter;
+use burn_train::{Interrupter, checkpoint::CheckpointerError};
 use burn_zoo_data::{
     examples::Example,
     labelled::LabelledError,
@@ -30,7 +30,9 @@ use serde::{Deserialize, Serialize};
 use crate::{
     adaptation::{self, AdaptationError},
     checkpoint::RunState,
-    labelled, memory,
+    labelled,
+    lock::{FolderLock, LockError},
+    memory,
     recipe::{Recipe, RecipeError},
     step_loop::{End, Record},
     task::{Data, Task},
@@ -44,6 +46,8 @@ const SUMMARY: &str = "summary.json";
 const TRAINING: &str = "training";
 const CHECKPOINTS: &str = "training/checkpoint";
 const HISTORY: &str = "training/metrics.jsonl";
+/// The recipe that the last checkpoint was trained by, whatever becomes of the user's.
+const TRAINED: &str = "training/recipe.toml";
 const FINGERPRINT: &str = "training/data.json";
 
 /// What to do with a directory that may hold a run.
@@ -94,6 +98,9 @@ pub enum RunError {
     /// There is no run to continue.
     #[error("{} holds no run to resume", .0.display())]
     NothingToResume(PathBuf),
+    /// Another process trains there.
+    #[error(transparent)]
+    Locked(#[from] LockError),
     /// The text is not the one that the run was started with.
     #[error(
         "the corpus is not the one that this run learned from: resume with the same text, or start another run"
@@ -207,6 +214,15 @@ pub fn saved_recipe(out: &Path, overrides: &[(String, String)]) -> Result<Recipe
     }
 }
 
+/// The recipe that a run was trained by so far.
+fn trained_recipe(out: &Path) -> Result<Recipe, RunError> {
+    let path = out.join(TRAINED);
+    match path.exists() {
+        true => Ok(Recipe::read(&path, &[])?),
+        false => saved_recipe(out, &[]),
+    }
+}
+
 /// Trains the recipe's model and leaves a model directory.
 pub fn train(
     recipe: &Recipe,
@@ -218,9 +234,13 @@ pub fn train(
     let earlier = earlier_run(out, options.start)?;
     let resume = options.start == Start::Resume;
     let training = out.join(TRAINING);
+    let lock = match training.exists() {
+        true => Some(FolderLock::acquire(&training)?),
+        false => None,
+    };
     let recipe_toml = recipe.to_toml()?;
     if resume {
-        saved_recipe(out, &[])?.check_resumable(recipe)?;
+        trained_recipe(out)?.check_resumable(recipe)?;
     }
 
     let earlier_tokenizer = match resume {
@@ -231,26 +251,34 @@ pub fn train(
     let (model, whole) = task.model(recipe, device)?;
 
     // From here on the directory changes: everything that can be refused has been.
+    let _lock = match lock {
+        Some(lock) => lock,
+        None => FolderLock::acquire(&training)?,
+    };
     if options.start == Start::Overwrite {
         remove(&earlier)?;
     }
-    fs::create_dir_all(&training).map_err(io_error(&training))?;
     check_fingerprint(out, &task.data, resume)?;
     let write = |name: &str, contents: String| {
         let path = out.join(name);
         files::replace_with(&path, contents).map_err(io_error(&path))
     };
     write(directory::TOKENIZER, task.tokenizer.to_json()?)?;
-    write(RECIPE, recipe_toml)?;
+    write(RECIPE, recipe_toml.clone())?;
+    write(TRAINED, recipe_toml)?;
 
     let log = Mutex::new(MetricsLog {
         path: out.join(HISTORY),
         file: None,
     });
+    let interrupter = options.interrupter.clone();
     let on_record = move |record| {
         let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(error) = log.write(record) {
-            tracing::warn!("{}: {error}", log.path.display());
+            // A history with holes is none: the last checkpoint knows where it goes on.
+            let error =
+                std::io::Error::new(error.kind(), format!("{}: {error}", log.path.display()));
+            interrupter.fail(CheckpointerError::IOError(error));
         }
     };
     let session = Session {
@@ -309,6 +337,7 @@ fn earlier_run(out: &Path, start: Start) -> Result<Vec<PathBuf>, RunError> {
         SUMMARY,
         CHECKPOINTS,
         HISTORY,
+        TRAINED,
         FINGERPRINT,
     ];
     let paths = ours.iter().map(|name| out.join(name));

@@ -16,6 +16,7 @@ use crate::{
     metrics::{NoLog, Quantity, StepMetric},
     objective::{Objective, StepConfig, Trainee},
     optimizer::OptimizerConfig,
+    parameters::NoSuchParameter,
     recipe::{LoopConfig, Recipe},
     schedule::ScheduleConfig,
     step_loop::{End, Outcome, Record, StepLoop},
@@ -94,6 +95,9 @@ pub enum FitError {
     /// A checkpoint cannot be opened or read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// A pattern of the optimiser means no parameter.
+    #[error("recipe key `optimizer`: {0}")]
+    Parameters(#[from] NoSuchParameter),
     /// There are checkpoints of another training, which new ones would mix with.
     #[error("{} holds checkpoints already: resume from them, or use another folder", .0.display())]
     Occupied(PathBuf),
@@ -181,10 +185,11 @@ where
         label_smoothing: training.label_smoothing,
     };
     let trainee = Trainee::new(model, objective, step);
-    let optimizer = config.optimizer.init(&trainee);
+    let optimizer = config.optimizer.init(&trainee)?;
     let schedule = config
         .schedule
         .init(config.optimizer.learning_rate, training.iterations);
+    let schedule = config.optimizer.learning_rates(schedule, &trainee)?;
     let mut learner = Learner::new(trainee, optimizer, schedule);
 
     let checkpoints = match &session.folder {

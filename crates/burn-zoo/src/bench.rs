@@ -84,7 +84,9 @@ impl TrainBench {
         };
         let objective = Trainee::new(transformer, LanguageModeling, step);
         let schedule = schedule.init(optimizer.learning_rate, usize::MAX);
-        let optimizer = optimizer.init(&objective);
+        let optimizer = optimizer
+            .init(&objective)
+            .expect("it has no groups whose patterns could match nothing");
         let device = device.clone().autodiff();
         let mut learner = Learner::new(objective, optimizer, schedule);
         learner.fork(&device);

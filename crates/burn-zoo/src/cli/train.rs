@@ -45,8 +45,9 @@ pub struct Arguments {
     /// Replace the run that the directory holds.
     #[arg(long, requires = "out", conflicts_with = "resume")]
     overwrite: bool,
-    /// Continue the run that the directory holds, by its own recipe.
-    #[arg(long, requires = "out", conflicts_with = "recipe")]
+    /// Continue the run that the directory holds, by its own recipe, or by one that is the same but for
+    /// how long it takes.
+    #[arg(long, requires = "out")]
     resume: bool,
     /// Print JSON.
     #[arg(long)]
@@ -104,7 +105,7 @@ pub fn run(arguments: &Arguments) -> Result<End> {
             true => Display::Screen,
             false => Display::Lines,
         },
-        interrupter: stop_on_ctrl_c()?,
+        interrupter: stop_on_signals()?,
         backend: found.name,
     };
     let run = run::train(&recipe, material, &found.device, options)?;
@@ -138,11 +139,15 @@ fn read_recipe(arguments: &Arguments) -> Result<Recipe> {
     if let Some(seed) = arguments.seed {
         overrides.push(("seed".to_owned(), seed.to_string()));
     }
-    let mut recipe = match (&arguments.recipe, arguments.resume, &arguments.out) {
-        (_, true, Some(out)) => run::saved_recipe(out, &overrides)?,
-        (Some(path), ..) => Recipe::read(path, &overrides)?,
-        _ => Recipe::parse(OWN_RECIPE, &overrides)?,
+    let resumed = arguments.out.as_ref().filter(|_| arguments.resume);
+    let mut recipe = match (&arguments.recipe, resumed) {
+        (Some(path), _) => Recipe::read(path, &overrides)?,
+        (None, Some(out)) => run::saved_recipe(out, &overrides)?,
+        (None, None) => Recipe::parse(OWN_RECIPE, &overrides)?,
     };
+    if let (Some(out), None) = (resumed, &recipe.data.corpus) {
+        recipe.data.corpus = run::saved_recipe(out, &[])?.data.corpus;
+    }
     if let Some(corpus) = &arguments.corpus {
         recipe.data.corpus = Some(corpus.clone());
     }
@@ -171,8 +176,8 @@ fn free_directory(recipe: Option<&Path>) -> PathBuf {
         .expect("there are endless numbers")
 }
 
-/// The first Ctrl-C stops after the step, the second at once.
-fn stop_on_ctrl_c() -> Result<Interrupter> {
+/// The first Ctrl-C or SIGTERM stops after the step, the second at once.
+fn stop_on_signals() -> Result<Interrupter> {
     let interrupter = Interrupter::new();
     let handle = interrupter.clone();
     ctrlc::set_handler(move || {
@@ -186,7 +191,7 @@ fn stop_on_ctrl_c() -> Result<Interrupter> {
                 "stopping after this step; Ctrl-C again stops at once"
             );
         }
-        handle.stop(Some("Ctrl-C"));
+        handle.stop(Some("signal"));
     })?;
     Ok(interrupter)
 }
