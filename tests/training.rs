@@ -359,19 +359,6 @@ fn old_checkpoints_go_but_the_best_stays() {
     assert_eq!(checkpoints.steps(), expected);
 }
 
-/// The recipes in the repository are recipes.
-#[test]
-fn the_example_recipes_are_valid() {
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/recipes");
-    let mut count = 0;
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        Recipe::read(&path, &[]).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        count += 1;
-    }
-    assert!(count >= 2);
-}
-
 /// The losses of routers are part of what is minimised: with all else equal, a larger coefficient gives the
 /// router another gradient.
 #[test]

@@ -8,6 +8,9 @@ pub mod corpus;
 pub mod document;
 #[cfg(feature = "download")]
 pub mod download;
+pub mod examples;
+pub mod labelled;
+pub mod marked;
 pub mod markup;
 pub mod sources;
 pub mod tokenizer;
