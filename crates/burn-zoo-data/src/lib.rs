@@ -4,6 +4,7 @@
 //! [`Windows`](windows) → batches on a device.
 
 pub mod batch;
+pub mod clean;
 pub mod corpus;
 pub mod document;
 #[cfg(feature = "download")]

@@ -1,0 +1,132 @@
+//! Text through every step of cleaning, alone and together, on one core.
+//!
+//!     cargo bench --bench clean
+//!
+//! The text is generated, or read from the file that the variable `BURN_ZOO_CORPUS` names, and cut
+//! at line ends into documents of about 3 kB.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use burn_zoo::data::clean::{Cleaner, Duplicates, Report, Step, find_duplicates};
+use burn_zoo::data::document::{Document, Origin};
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const DOCUMENT_BYTES: usize = 3000;
+
+/// Words whose frequency falls with their rank as Zipf's law has it, the most frequent ones
+/// English, in lines and sentences.
+fn generated_text(rng: &mut ChaCha8Rng, bytes: usize) -> String {
+    let frequent = "the of and in to a was for as on that with by is it from at he his were an be \
+                    which had are but have not this their also first one its they two who after";
+    let mut vocabulary: Vec<String> = frequent.split_whitespace().map(str::to_owned).collect();
+    vocabulary.extend((0..20_000).map(|_| {
+        let letters = rng.random_range(3..10);
+        (0..letters).map(|_| char::from(rng.random_range(b'a'..=b'z'))).collect::<String>()
+    }));
+    let mut text = String::new();
+    while text.len() < bytes {
+        let rank = (vocabulary.len() as f64).powf(rng.random::<f64>()) as usize;
+        text.push_str(&vocabulary[rank - 1]);
+        text.push_str(match rng.random_range(0..100) {
+            0 => ".\n",
+            1..8 => ". ",
+            8..16 => ", ",
+            16 => " naïve ",
+            _ => " ",
+        });
+    }
+    text
+}
+
+fn documents(text: &str) -> Vec<Document> {
+    let file = Arc::new(PathBuf::from("text"));
+    let mut texts = vec![String::new()];
+    for line in text.split_inclusive('\n') {
+        if texts.last().is_some_and(|text| text.len() >= DOCUMENT_BYTES) {
+            texts.push(String::new());
+        }
+        texts.last_mut().expect("there is one").push_str(line);
+    }
+    let document = |(text, row)| Document {
+        text,
+        origin: Origin {
+            file: file.clone(),
+            row,
+        },
+    };
+    texts.into_iter().zip(1..).map(document).collect()
+}
+
+fn clean(criterion: &mut Criterion) {
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    let text = match std::env::var_os("BURN_ZOO_CORPUS") {
+        Some(file) => std::fs::read_to_string(file).expect("BURN_ZOO_CORPUS names a text file"),
+        None => generated_text(&mut rng, 4 << 20),
+    };
+    let documents = documents(&text);
+    let evaluation = tempfile::NamedTempFile::new().expect("there is room for a file");
+    std::fs::write(evaluation.path(), generated_text(&mut rng, 1 << 20)).expect("it is written");
+    // Every step sees every document: nothing is dropped for its length.
+    let steps: Vec<Step> = serde_json::from_value(serde_json::json!([
+        { "unicode": {} },
+        "lowercase",
+        { "language": { "keep": ["en"], "min_confidence": 0 } },
+        { "length": { "min_words": 1, "max_characters": 1_000_000 } },
+        { "gopher": {} },
+        { "gopher_repetition": {} },
+        { "contamination": { "files": [evaluation.path()] } },
+        { "stop_words": { "language": "en" } },
+        "exact_duplicates",
+        { "near_duplicates": {} },
+    ]))
+    .expect("the steps are valid");
+    let duplicates = Duplicates::new(&steps).expect("the steps are valid").expect("the last two");
+    let fingerprints = |documents: &[Document]| {
+        let mut bytes = Vec::new();
+        for document in documents {
+            duplicates.fingerprint(&document.text).write(&mut bytes);
+        }
+        bytes
+    };
+    let one_core = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread");
+
+    let mut group = criterion.benchmark_group("clean");
+    group.throughput(Throughput::Bytes(text.len() as u64)).sample_size(10);
+    for step in &steps[..8] {
+        let cleaner = Cleaner::new(std::slice::from_ref(step)).expect("the step is valid");
+        group.bench_function(step.name(), |bencher| {
+            bencher.iter_batched(
+                || documents.clone(),
+                |documents| one_core.install(|| cleaner.clean(documents, &mut Report::default())),
+                BatchSize::PerIteration,
+            );
+        });
+    }
+    group.bench_function("fingerprint", |bencher| bencher.iter(|| fingerprints(&documents)));
+    let written = fingerprints(&documents);
+    group.bench_function("find_duplicates", |bencher| {
+        let open = |_| Ok(&written[..]);
+        bencher.iter(|| find_duplicates(&duplicates, &[documents.len()], open, 1 << 30));
+    });
+    let cleaner = Cleaner::new(&steps).expect("the steps are valid");
+    group.bench_function("together", |bencher| {
+        bencher.iter_batched(
+            || documents.clone(),
+            |documents| {
+                let clean = || cleaner.clean(documents, &mut Report::default());
+                fingerprints(&one_core.install(clean))
+            },
+            BatchSize::PerIteration,
+        );
+    });
+    group.finish();
+}
+
+criterion_group!(benches, clean);
+criterion_main!(benches);
