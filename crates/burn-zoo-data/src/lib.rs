@@ -7,6 +7,8 @@ pub mod batch;
 pub mod corpus;
 pub mod document;
 pub mod examples;
+mod files;
 pub mod marked;
+pub mod shards;
 pub mod tokenizer;
 pub mod windows;

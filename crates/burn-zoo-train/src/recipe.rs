@@ -329,7 +329,7 @@ impl Recipe {
             let problem = format!("must be above 0 and below 1, got {valid_fraction}");
             return Err(RecipeError::key("data.valid_fraction", problem));
         }
-        if let TokenizerConfig::Bpe { vocab_size } = self.tokenizer
+        if let TokenizerConfig::Bpe { vocab_size, .. } = self.tokenizer
             && vocab_size < 256
         {
             let problem = format!("must be at least 256, one for each byte, got {vocab_size}");
@@ -456,7 +456,11 @@ mod tests {
         let recipe = Recipe::parse(RECIPE, &overrides).unwrap();
         assert_eq!(recipe.optimizer.learning_rate, 3e-4);
         assert_eq!(recipe.seed, 7);
-        assert_eq!(recipe.tokenizer, TokenizerConfig::Bpe { vocab_size: 512 });
+        let bpe = TokenizerConfig::Bpe {
+            vocab_size: 512,
+            special_tokens: Vec::new(),
+        };
+        assert_eq!(recipe.tokenizer, bpe);
         assert_eq!(
             recipe.training.early_stopping,
             Some(EarlyStopping { patience: 3 })

@@ -298,9 +298,10 @@ fn train_tokenizer(
 ) -> Result<Tokenizer, TokenizerError> {
     match config {
         TokenizerConfig::Char => Tokenizer::train(config, text),
-        TokenizerConfig::Bpe { .. } | TokenizerConfig::File { .. } => {
-            Tokenizer::train(config, &corpus.train)
-        }
+        TokenizerConfig::Bpe { .. }
+        | TokenizerConfig::WordPiece { .. }
+        | TokenizerConfig::Unigram { .. }
+        | TokenizerConfig::File { .. } => Tokenizer::train(config, &corpus.train),
     }
 }
 
