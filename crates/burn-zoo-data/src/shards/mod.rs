@@ -8,7 +8,6 @@
 //!   order, each as a position among the tokens of the split.
 //! - `index.json`: the [`Index`], written last. A folder without it is not finished.
 
-pub mod nanogpt;
 mod read;
 mod shuffle;
 mod split;
@@ -213,7 +212,10 @@ impl Index {
 
     /// Documents of a split in all shards.
     pub fn documents(&self, split: Split) -> u64 {
-        let counts = self.shards.iter().map(|shard| shard.documents[split as usize]);
+        let counts = self
+            .shards
+            .iter()
+            .map(|shard| shard.documents[split as usize]);
         counts.sum()
     }
 }

@@ -94,7 +94,9 @@ mod tests {
     fn each_epoch_has_its_own_order() {
         let order = |epoch| -> Vec<u64> {
             let positions = (0..100).map(|position| epoch * 100 + position);
-            positions.map(|position| Shuffle::endless(100, 7, position)).collect()
+            positions
+                .map(|position| Shuffle::endless(100, 7, position))
+                .collect()
         };
         assert_ne!(order(0), order(1));
         assert_ne!(order(0), (0..100).collect::<Vec<_>>());
@@ -118,6 +120,9 @@ mod tests {
         let distance = |count: &f64| (count - expected).powi(2) / expected;
         let chi_squared: f64 = counts.iter().flatten().map(distance).sum();
         let freedom = ((CELLS - 1) * (CELLS - 1)) as f64;
-        assert!(chi_squared < freedom + 5.0 * (2.0 * freedom).sqrt(), "{chi_squared}");
+        assert!(
+            chi_squared < freedom + 5.0 * (2.0 * freedom).sqrt(),
+            "{chi_squared}"
+        );
     }
 }

@@ -86,7 +86,9 @@ impl ShardBuilder {
         let mut hasher = XxHash3_64::new();
         self.tokens.iter().for_each(|tokens| hasher.write(tokens));
         files::replace(&path, |file| {
-            self.tokens.iter().try_for_each(|tokens| file.write_all(tokens))
+            self.tokens
+                .iter()
+                .try_for_each(|tokens| file.write_all(tokens))
         })
         .map_err(ShardError::io(&path))?;
         let starts = starts_path(&path);
@@ -96,7 +98,11 @@ impl ShardBuilder {
         })
         .map_err(ShardError::io(&starts))?;
         let info = ShardInfo {
-            file: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            file: path
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned(),
             checksum: checksum(hasher.finish()),
             tokens: Split::ALL.map(|split| self.n_tokens(split)),
             documents: Split::ALL.map(|split| self.starts[split as usize].len() as u64),
@@ -118,7 +124,9 @@ impl ShardBuilder {
 /// Writes the index over the first `n_shards` shards of a folder, all of which must have been written, and
 /// gathers where their documents begin. `about` gives all but what the shards say themselves.
 pub fn write_index(folder: &Path, n_shards: usize, about: Index) -> Result<Index, ShardError> {
-    let paths: Vec<PathBuf> = (0..n_shards).map(|number| shard_path(folder, number)).collect();
+    let paths: Vec<PathBuf> = (0..n_shards)
+        .map(|number| shard_path(folder, number))
+        .collect();
     let shards: Result<Vec<ShardInfo>, _> = paths.iter().map(|path| read_info(path)).collect();
     let mut index = Index {
         shards: shards?,
@@ -150,11 +158,7 @@ fn read_info(shard: &Path) -> Result<ShardInfo, ShardError> {
 }
 
 /// Writes the starts of all documents, split by split, and gives their checksum.
-fn gather_documents(
-    folder: &Path,
-    paths: &[PathBuf],
-    index: &Index,
-) -> Result<String, ShardError> {
+fn gather_documents(folder: &Path, paths: &[PathBuf], index: &Index) -> Result<String, ShardError> {
     let path = folder.join(DOCUMENTS);
     let mut hasher = XxHash3_64::new();
     files::replace(&path, |file| {

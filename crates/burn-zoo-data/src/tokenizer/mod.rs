@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use tokenizers::{AddedToken, TruncationParams, pre_tokenizers::split::SplitPattern};
+use tokenizers::{TruncationParams, pre_tokenizers::split::SplitPattern};
 
 use words::{Cut, Pool};
 
@@ -166,19 +166,6 @@ impl Tokenizer {
     /// The contents of a `tokenizer.json`.
     pub fn to_json(&self) -> Result<String, TokenizerError> {
         Ok(self.library.to_string(true)?)
-    }
-
-    /// Adds the token [`MASK`], which stands for a hidden one, unless it is there. It is then the last.
-    pub fn add_mask(&mut self) -> Result<(), TokenizerError> {
-        let mut library = self.library.clone();
-        library.add_special_tokens([AddedToken::from(MASK, true)])?;
-        *self = library.into();
-        Ok(())
-    }
-
-    /// The id of [`MASK`], if it is there.
-    pub fn mask_id(&self) -> Option<u32> {
-        self.token_id(MASK)
     }
 
     /// The id of a token, if it is in the vocabulary.
