@@ -183,7 +183,7 @@ mod tests {
         assert_eq!(kind(&bytes, "Ġ"), TokenKind::WordStart);
         assert_eq!(kind(&bytes, "p"), TokenKind::WordPart);
         assert_eq!(kind(&bytes, "<|endoftext|>"), TokenKind::Special);
-        let pieces = train(TokenizerConfig::Unigram { vocab_size: 300 });
+        let pieces = train(TokenizerConfig::Unigram { vocab_size: 400 });
         assert_eq!(kind(&pieces, "▁"), TokenKind::WordStart);
         assert_eq!(kind(&pieces, "p"), TokenKind::WordPart);
         assert_eq!(kind(&pieces, "</s>"), TokenKind::Special);

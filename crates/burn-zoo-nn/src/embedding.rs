@@ -242,13 +242,12 @@ impl Embedding {
             (PositionConfig::Sinusoidal, Some(given)) => {
                 module::embedding(sinusoidal(0, start + seq, d_model, &device), given)
             }
-            (PositionConfig::PrefixAndBlock, given) => {
+            (PositionConfig::PrefixAndBlock, _) => {
                 let (within, after) = prefix_and_block(inputs, start);
-                module::embedding(position()?, given.unwrap_or(within))
-                    + module::embedding(
-                        self.block_position.as_ref()?.val(),
-                        inputs.block_positions.clone().unwrap_or(after),
-                    )
+                let within = inputs.positions.clone().unwrap_or(within);
+                let after = inputs.block_positions.clone().unwrap_or(after);
+                module::embedding(position()?, within)
+                    + module::embedding(self.block_position.as_ref()?.val(), after)
             }
         })
     }
@@ -277,8 +276,10 @@ fn prefix_and_block(inputs: &Inputs, start: usize) -> (Tensor<2, Int>, Tensor<2,
         None => Tensor::zeros([batch], &device),
     };
     let last = lengths.reshape([batch, 1]).expand([batch, seq]) - 1;
-    let places = Tensor::<1, Int>::arange(start as i64..(start + seq) as i64, &device);
-    let places = places.reshape([1, seq]).expand([batch, seq]);
+    let places = inputs.places_in_documents().unwrap_or_else(|| {
+        let places = Tensor::<1, Int>::arange(start as i64..(start + seq) as i64, &device);
+        places.reshape([1, seq]).expand([batch, seq])
+    });
     let within = places.clone().min_pair(last.clone()).clamp_min(0);
     (within, (places - last).clamp_min(0))
 }

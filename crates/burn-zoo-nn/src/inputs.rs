@@ -48,21 +48,21 @@ impl From<Tensor<2, Int>> for Inputs {
 impl Inputs {
     /// The positions of the tokens, `[batch, seq]`, where they are not the places in the sequence.
     pub(crate) fn positions(&self) -> Option<Tensor<2, Int>> {
+        let positions = self.positions.clone();
+        positions.or_else(|| self.places_in_documents())
+    }
+
+    /// How far each token is from the first of its document, `[batch, seq]`, where there are documents.
+    pub(crate) fn places_in_documents(&self) -> Option<Tensor<2, Int>> {
         let [_, seq] = self.tokens.dims();
-        match (&self.positions, &self.documents) {
-            (Some(positions), _) => Some(positions.clone()),
-            (None, Some(documents)) => {
-                let positions = places_in_documents(documents.clone());
-                let [_, length] = positions.dims();
-                Some(positions.narrow(1, length - seq, seq))
-            }
-            (None, None) => None,
-        }
+        let places = places_in(self.documents.clone()?);
+        let [_, length] = places.dims();
+        Some(places.narrow(1, length - seq, seq))
     }
 }
 
 /// How far each token, `[batch, seq]`, is from the first of its document.
-fn places_in_documents(documents: Tensor<2, Int>) -> Tensor<2, Int> {
+fn places_in(documents: Tensor<2, Int>) -> Tensor<2, Int> {
     let [batch, seq] = documents.dims();
     let places = Tensor::<1, Int>::arange(0..seq as i64, &documents.device());
     let places = places.reshape([1, seq]).expand([batch, seq]);

@@ -18,6 +18,7 @@ pub mod recipe;
 pub mod run;
 pub mod schedule;
 pub mod step_loop;
+mod task;
 mod terminal;
 pub mod trainer;
 

@@ -14,9 +14,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use burn_train::Interrupter;
 use burn_zoo_data::{
-    corpus::Corpus,
-    tokenizer::{Tokenizer, TokenizerConfig, TokenizerError},
-    windows::{Splits, StepShape, TooShort, Windows},
+    pairs::NoPairs,
+    shards::{ShardError, TokenSource},
+    tokenizer::{Tokenizer, TokenizerError},
+    windows::{Splits, TooShort},
 };
 use burn_zoo_models::{
     directory::{self, DirectoryError},
@@ -28,10 +29,10 @@ use serde::{Deserialize, Serialize};
 use crate::{
     checkpoint::RunState,
     memory,
-    objective::LanguageModeling,
-    recipe::{Objective, Recipe, RecipeError},
+    recipe::{Recipe, RecipeError},
     step_loop::{End, Record},
-    trainer::{Display, FitError, Session, TrainerConfig, fit},
+    task::Task,
+    trainer::{Display, FitError, Session, TrainerConfig},
 };
 
 const RECIPE: &str = "recipe.toml";
@@ -100,6 +101,12 @@ pub enum RunError {
     /// There are too few tokens.
     #[error(transparent)]
     TooShort(#[from] TooShort),
+    /// There are too few sentences.
+    #[error(transparent)]
+    NoPairs(#[from] NoPairs),
+    /// Packed tokens cannot be read.
+    #[error(transparent)]
+    Shards(#[from] ShardError),
     /// The recipe is unusable.
     #[error(transparent)]
     Recipe(#[from] RecipeError),
@@ -194,50 +201,24 @@ pub fn train(
         saved_recipe(out, &[])?.check_resumable(recipe)?;
     }
 
-    let corpus = Corpus::split(text, recipe.data.valid_fraction);
-    let mut tokenizer = match resume {
-        true => Tokenizer::load(&out.join(directory::TOKENIZER))?,
-        false => train_tokenizer(&recipe.tokenizer, text, &corpus)?,
+    let tokenizer = match resume {
+        true => Some(Tokenizer::load(&out.join(directory::TOKENIZER))?),
+        false => None,
     };
-    if recipe.objective.needs_mask() {
-        tokenizer.add_mask()?;
-    }
-    let splits = Splits {
-        train: tokenizer.encode(&corpus.train)?.into(),
-        valid: tokenizer.encode(&corpus.valid)?.into(),
-    };
-    let mut architecture = recipe
-        .model
-        .architecture(tokenizer.vocab_size())
-        .map_err(RunError::Model)?;
-    let mask = tokenizer.mask_id();
-    if let Some(mask) = mask {
-        architecture
-            .json
-            .entry("mask_token_id")
-            .or_insert_with(|| mask.into());
-    }
-    let config = &architecture.transformer;
-    check_objective(recipe.objective, config).map_err(RunError::Model)?;
-    let shape = StepShape {
-        batch_size: recipe.training.batch_size,
-        accumulation: recipe.training.accumulation,
-        context_length: config.context_length(),
-    };
-    let prediction = recipe.objective.prediction(mask.unwrap_or(0));
-    let windows = Windows::new(splits.clone(), shape, prediction, recipe.seed)?;
+    let task = Task::prepare(recipe, text, tokenizer)?;
+    let config = &task.architecture.transformer;
 
     // From here on the directory changes: everything that can be refused has been.
     if options.start == Start::Overwrite {
         remove(&earlier)?;
     }
     fs::create_dir_all(&training).map_err(io_error(&training))?;
-    check_fingerprint(out, &splits, resume)?;
+    check_fingerprint(out, &task.splits, resume)?;
     let write = |name: &str, contents: String| {
         let path = out.join(name);
         files::replace_with(&path, contents).map_err(io_error(&path))
     };
-    write(directory::TOKENIZER, tokenizer.to_json()?)?;
+    write(directory::TOKENIZER, task.tokenizer.to_json()?)?;
     write(RECIPE, recipe_toml)?;
 
     let log = Mutex::new(MetricsLog {
@@ -258,22 +239,16 @@ pub fn train(
         interrupter: options.interrupter,
         on_record: Arc::new(on_record),
     };
-    let fitted = fit(
-        config.init(device),
-        LanguageModeling,
-        &windows,
-        &TrainerConfig::new(recipe),
-        device,
-        session,
-    )?;
+    let model = config.init(device);
+    let fitted = task.fit(model, &TrainerConfig::new(recipe), device, session)?;
     let (model, outcome) = (fitted.model, fitted.outcome);
     let summary = match outcome.end {
         End::Interrupted => None,
         _ => {
-            directory::save(&model, &architecture, out)?;
+            directory::save(&model, &task.architecture, out)?;
             let early = outcome.end == End::EarlyStopped;
             let summary = Summary {
-                expert_load: expert_load(&model, config, &splits.valid),
+                expert_load: expert_load(&model, config, &task.splits.valid)?,
                 ..summarise(recipe, config, &outcome.state, early, options.backend)
             };
             let json = serde_json::to_string_pretty(&summary).map_err(std::io::Error::from);
@@ -283,26 +258,10 @@ pub fn train(
     };
     Ok(Run {
         model,
-        tokenizer,
+        tokenizer: task.tokenizer,
         state: outcome.state,
         summary,
     })
-}
-
-/// Learns merges from the training part alone. Characters come from the whole text, because a
-/// held-out one that is in no token could not be scored.
-fn train_tokenizer(
-    config: &TokenizerConfig,
-    text: &str,
-    corpus: &Corpus,
-) -> Result<Tokenizer, TokenizerError> {
-    match config {
-        TokenizerConfig::Char => Tokenizer::train(config, text),
-        TokenizerConfig::Bpe { .. }
-        | TokenizerConfig::WordPiece { .. }
-        | TokenizerConfig::Unigram { .. }
-        | TokenizerConfig::File { .. } => Tokenizer::train(config, &corpus.train),
-    }
 }
 
 /// What a directory holds of a run, unless it should hold none, or some.
@@ -348,23 +307,30 @@ struct Fingerprint {
 }
 
 impl Fingerprint {
-    fn new(splits: &Splits) -> Self {
-        let tokens = splits.train.iter().chain(splits.valid.iter());
-        let hash = tokens.fold(0xcbf2_9ce4_8422_2325_u64, |hash, &token| {
-            (hash ^ u64::from(token)).wrapping_mul(0x100_0000_01b3)
-        });
-        Self {
+    fn new(splits: &Splits) -> Result<Self, ShardError> {
+        const STEP: usize = 1 << 20;
+        let (mut hash, mut tokens) = (0xcbf2_9ce4_8422_2325_u64, Vec::new());
+        for source in [&splits.train, &splits.valid] {
+            for start in (0..source.len()).step_by(STEP) {
+                tokens.clear();
+                source.read(start..source.len().min(start + STEP), &mut tokens)?;
+                hash = tokens.iter().fold(hash, |hash, &token| {
+                    (hash ^ u64::from(token)).wrapping_mul(0x100_0000_01b3)
+                });
+            }
+        }
+        Ok(Self {
             train_tokens: splits.train.len(),
             valid_tokens: splits.valid.len(),
             fnv1a: format!("{hash:016x}"),
-        }
+        })
     }
 }
 
 /// Writes the fingerprint of a new run's text, or refuses another text than a resumed run's.
 fn check_fingerprint(out: &Path, splits: &Splits, resume: bool) -> Result<(), RunError> {
     let path = out.join(FINGERPRINT);
-    let found = Fingerprint::new(splits);
+    let found = Fingerprint::new(splits)?;
     if resume {
         let saved = fs::read_to_string(&path).map_err(io_error(&path))?;
         return match serde_json::from_str::<Fingerprint>(&saved) {
@@ -439,46 +405,13 @@ fn summarise(
     }
 }
 
-/// Refuses a model that sees what it is asked for, or cannot say it.
-fn check_objective(objective: Objective, config: &TransformerConfig) -> Result<(), ConfigError> {
-    let refuse = |field, problem| Err(ConfigError::new(field, problem));
-    if config.head.language().is_none() {
-        return refuse(
-            "head",
-            "must score the vocabulary: use a class with a language head",
-        );
-    }
-    if config.encoder.is_some() {
-        return refuse(
-            "encoder",
-            "is not trained by this objective: it reads one text, not two",
-        );
-    }
-    match objective {
-        Objective::CausalLm | Objective::PrefixLm if !config.stack.is_decoder() => refuse(
-            "stack.blocks",
-            "see the token to predict: use objective = { masked_lm = { probability = 0.15 } }",
-        ),
-        Objective::CausalLm if config.stack.has_prefix() => refuse(
-            "stack.blocks",
-            "have prefix attention, which this objective leaves untrained: use objective = \
-             \"prefix_lm\"",
-        ),
-        Objective::PrefixLm if !config.stack.has_prefix() => refuse(
-            "stack.blocks",
-            "have no prefix attention: use objective = \"causal_lm\"",
-        ),
-        _ => Ok(()),
-    }
-}
-
 /// For each mixture of the model, the share of the choices that each expert takes, over some windows
 /// of the held-out text, of which a model with a prefix takes half for it.
 fn expert_load(
     model: &Transformer,
     config: &TransformerConfig,
-    valid: &[u32],
-) -> Option<Vec<Vec<f64>>> {
+    valid: &TokenSource,
+) -> Result<Option<Vec<Vec<f64>>>, ShardError> {
     const WINDOWS: usize = 32;
     let mixtures = config
         .stack
@@ -487,12 +420,14 @@ fn expert_load(
         .filter_map(|block| block.mixture.as_ref());
     let mut loads: Vec<Vec<usize>> = mixtures.map(|mixture| vec![0; mixture.n_experts]).collect();
     if loads.is_empty() {
-        return None;
+        return Ok(None);
     }
     let seq = config.context_length();
     let device = model.embedding.token.device();
-    for window in valid.chunks_exact(seq).take(WINDOWS) {
-        let tokens: Vec<i32> = window.iter().map(|&token| token as i32).collect();
+    for window in 0..WINDOWS.min(valid.len() / seq) {
+        let mut tokens = Vec::with_capacity(seq);
+        valid.read(window * seq..(window + 1) * seq, &mut tokens)?;
+        let tokens: Vec<i32> = tokens.into_iter().map(|token| token as i32).collect();
         let tokens = Tensor::<2, Int>::from_data(TensorData::new(tokens, [1, seq]), &device);
         let half = Tensor::<1, Int>::from_data([seq as i64 / 2], &device);
         let (_, routing) = model.forward_routed(Inputs {
@@ -509,5 +444,5 @@ fn expert_load(
         let total = load.iter().sum::<usize>().max(1) as f64;
         load.into_iter().map(|taken| taken as f64 / total).collect()
     });
-    Some(shares.collect())
+    Ok(Some(shares.collect()))
 }

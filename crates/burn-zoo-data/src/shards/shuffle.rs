@@ -92,7 +92,7 @@ mod tests {
 
     #[test]
     fn each_epoch_has_its_own_order() {
-        let order = |epoch| -> Vec<u64> {
+        let order = |epoch: u64| -> Vec<u64> {
             let positions = (0..100).map(|position| epoch * 100 + position);
             positions
                 .map(|position| Shuffle::endless(100, 7, position))

@@ -147,11 +147,6 @@ mod tests {
     use proptest::prelude::*;
     use rand::SeedableRng;
 
-    const T5: Noise = Noise {
-        density: 0.15,
-        mean_span_length: 3.0,
-    };
-
     fn corruption(noise: Noise, length: usize) -> Corruption {
         let (_, spans) = noise.counts(length);
         Corruption {
@@ -204,7 +199,7 @@ mod tests {
     fn divisions_are_equally_likely() {
         let mut generator = ChaCha8Rng::seed_from_u64(3);
         let mut counts = std::collections::BTreeMap::new();
-        let rounds = 30_000;
+        let rounds = 30_000_i32;
         for _ in 0..rounds {
             *counts.entry(segments(6, 3, &mut generator)).or_insert(0) += 1;
         }

@@ -256,7 +256,8 @@ mod tests {
         // Of the Poisson distribution above 0: 3 / (1 - e⁻³) = 3.157, less what is cut off the last span.
         let mean = 60.0 * f64::from(rounds) / n_spans;
         assert!((2.9..3.2).contains(&mean), "{mean}");
-        for (place, share) in taken.iter().enumerate() {
+        // A token at an end is in no span that begins or ends beyond it.
+        for (place, share) in taken.iter().enumerate().take(380).skip(20) {
             assert!((share - 0.15).abs() < 0.05, "{place}: {share}");
         }
     }

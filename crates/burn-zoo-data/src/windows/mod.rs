@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use burn::data::{dataloader::DataLoader, dataset::DatasetError};
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 

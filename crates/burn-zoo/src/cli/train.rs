@@ -107,7 +107,10 @@ pub fn run(arguments: &Arguments) -> Result<End> {
         return Ok(End::Interrupted);
     };
     end_when_unread();
-    let samples = write_samples(&run, &text, recipe.seed)?;
+    let samples = match recipe.objective.continues_text() {
+        true => write_samples(&run, &text, recipe.seed)?,
+        false => Vec::new(),
+    };
     if arguments.json {
         print_json(&Report {
             summary,
@@ -175,12 +178,8 @@ fn stop_on_ctrl_c() -> Result<Interrupter> {
     Ok(interrupter)
 }
 
-/// Texts that start where a line does, or else as the corpus starts. A model that sees both ways writes
-/// none.
+/// Texts that start where a line does, or else as the corpus starts.
 fn write_samples(run: &Run, corpus: &str, seed: u64) -> Result<Vec<String>> {
-    if !run.model.is_decoder() {
-        return Ok(Vec::new());
-    }
     let sampling = SamplingConfig {
         temperature: 0.8,
         top_k: Some(50),
