@@ -223,3 +223,183 @@ impl Index {
 fn checksum(hash: u64) -> String {
     format!("{hash:016x}")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use proptest::prelude::*;
+
+    fn about(dtype: DType, vocab_size: usize) -> Index {
+        Index {
+            dtype,
+            vocab_size,
+            tokenizer: None,
+            end_token: None,
+            documents_checksum: String::new(),
+            shards: Vec::new(),
+        }
+    }
+
+    /// Shards of documents, each with its split, and what the splits then hold.
+    fn pack(folder: &Path, dtype: DType, shards: &[Vec<(Split, Vec<u32>)>]) -> [Vec<Vec<u32>>; 3] {
+        let mut expected: [Vec<Vec<u32>>; 3] = Default::default();
+        for (number, documents) in shards.iter().enumerate() {
+            let mut shard = ShardBuilder::new(dtype, 60_000).unwrap();
+            for (split, document) in documents {
+                shard.push(*split, document).unwrap();
+                expected[*split as usize].push(document.clone());
+            }
+            assert!(!ShardBuilder::is_written(folder, number));
+            shard.write(folder, number).unwrap();
+            assert!(ShardBuilder::is_written(folder, number));
+        }
+        write_index(folder, shards.len(), about(dtype, 60_000)).unwrap();
+        expected
+    }
+
+    fn any_shards() -> impl Strategy<Value = Vec<Vec<(Split, Vec<u32>)>>> {
+        let split = (0..3usize).prop_map(|split| Split::ALL[split]);
+        let document = proptest::collection::vec(0u32..60_000, 0..6);
+        proptest::collection::vec(proptest::collection::vec((split, document), 0..6), 0..5)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn any_range_is_read_across_shards(
+            shards in any_shards(),
+            wide: bool,
+            cuts: [prop::sample::Index; 2],
+        ) {
+            let folder = tempfile::tempdir().unwrap();
+            let dtype = if wide { DType::U32 } else { DType::U16 };
+            let expected = pack(folder.path(), dtype, &shards);
+            let shards = Shards::open(folder.path()).unwrap();
+            shards.verify().unwrap();
+            for (split, documents) in Split::ALL.into_iter().zip(&expected) {
+                let tokens = shards.split(split);
+                let all = documents.concat();
+                prop_assert_eq!(tokens.len(), all.len());
+                prop_assert_eq!(tokens.len() as u64, shards.index().tokens(split));
+                let [a, b] = cuts.map(|cut| cut.index(all.len() + 1));
+                let range = a.min(b)..a.max(b);
+                let mut read = vec![7];
+                TokenSource::from(tokens.clone()).read(range.clone(), &mut read).unwrap();
+                prop_assert_eq!(&read[1..], &all[range.clone()]);
+                let mut start = 0;
+                let mut starts = Vec::new();
+                for document in documents {
+                    starts.push(start);
+                    start += document.len();
+                }
+                prop_assert_eq!(tokens.n_documents(), documents.len());
+                starts.retain(|start| range.contains(start));
+                prop_assert_eq!(tokens.document_starts(range), starts);
+            }
+        }
+    }
+
+    fn small(folder: &Path) -> PathBuf {
+        let document = (Split::Train, vec![1, 2, 59_999]);
+        pack(folder, DType::U16, &[vec![document]]);
+        folder.join("shard-00000.bin")
+    }
+
+    #[test]
+    fn a_file_cut_short_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = small(folder.path());
+        let bytes = fs::read(&path).unwrap();
+        assert_eq!(bytes, [1, 0, 2, 0, 0x5f, 0xea]);
+        fs::write(&path, &bytes[..4]).unwrap();
+        let error = Shards::open(folder.path()).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                ShardError::Size {
+                    found: 4,
+                    expected: 6,
+                    ..
+                }
+            ),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn changed_bytes_are_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = small(folder.path());
+        fs::write(&path, [1, 0, 3, 0, 0x5f, 0xea]).unwrap();
+        let shards = Shards::open(folder.path()).unwrap();
+        assert!(matches!(shards.verify(), Err(ShardError::Checksum { .. })));
+    }
+
+    #[test]
+    fn tokens_beyond_the_vocabulary_are_refused() {
+        let mut shard = ShardBuilder::new(DType::U16, 10).unwrap();
+        shard.push(Split::Valid, &[9]).unwrap();
+        let error = shard.push(Split::Valid, &[3, 10]).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                ShardError::BeyondVocabulary {
+                    position: 2,
+                    token: 10,
+                    ..
+                }
+            ),
+            "{error}"
+        );
+        let folder = tempfile::tempdir().unwrap();
+        let path = small(folder.path());
+        fs::write(&path, [1, 0, 0xff, 0xff, 2, 0]).unwrap();
+        let tokens = Shards::open(folder.path()).unwrap().split(Split::Train);
+        tokens.read(0..1, &mut Vec::new()).unwrap();
+        let error = tokens.read(0..2, &mut Vec::new()).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                ShardError::BeyondVocabulary {
+                    position: 1,
+                    token: 65_535,
+                    ..
+                }
+            ),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_vocabulary_that_16_bits_cannot_hold_is_refused() {
+        assert_eq!(DType::of(1 << 16), DType::U16);
+        assert_eq!(DType::of((1 << 16) + 1), DType::U32);
+        let error = ShardBuilder::new(DType::U16, (1 << 16) + 1).unwrap_err();
+        assert!(matches!(error, ShardError::DType { .. }));
+        let folder = tempfile::tempdir().unwrap();
+        small(folder.path());
+        let path = folder.path().join(INDEX);
+        let index = fs::read_to_string(&path).unwrap();
+        fs::write(&path, index.replace("60000", "70000")).unwrap();
+        let error = Shards::open(folder.path()).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                ShardError::DType {
+                    vocab_size: 70_000,
+                    ..
+                }
+            ),
+            "{error}"
+        );
+        fs::write(&path, index.replace("u16", "u32")).unwrap();
+        let error = Shards::open(folder.path()).unwrap_err();
+        assert!(
+            matches!(error, ShardError::Size { expected: 12, .. }),
+            "{error}"
+        );
+    }
+}

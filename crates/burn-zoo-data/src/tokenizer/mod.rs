@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use tokenizers::{TruncationParams, pre_tokenizers::split::SplitPattern};
+use tokenizers::{Model, TruncationParams, pre_tokenizers::split::SplitPattern};
 
-use words::{Cut, Pool};
+use words::{Cut, Pool, byte_characters};
 
 /// What goes wrong between text and tokens.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +39,9 @@ pub enum TokenizerError {
         /// What they are.
         what: &'static str,
     },
+    /// There is nothing to learn from.
+    #[error("a tokenizer cannot be trained on a text without words")]
+    NoText,
     /// The tokenizers library refuses.
     #[error("tokenizer: {0}")]
     Library(String),
@@ -101,8 +104,7 @@ fn lowercase() -> bool {
 pub struct Tokenizer {
     pub(crate) library: tokenizers::Tokenizer,
     cut: Cut,
-    /// Tokens that the library looks for before anything else.
-    added: Vec<String>,
+    added: Added,
     words: Arc<Pool>,
 }
 
@@ -115,7 +117,7 @@ impl From<tokenizers::Tokenizer> for Tokenizer {
         let added = library.get_added_tokens_decoder();
         Self {
             cut: Cut::of(&library),
-            added: added.values().map(|token| token.content.clone()).collect(),
+            added: Added::new(added.values().map(|token| token.content.clone())),
             words: Arc::default(),
             library,
         }
@@ -210,7 +212,7 @@ impl Tokenizer {
     ) -> Result<Vec<Vec<u32>>, TokenizerError> {
         let tokens = texts.par_iter().map(|text| {
             let text = text.as_ref();
-            if self.added.iter().any(|token| text.contains(token.as_str())) {
+            if self.added.are_in(text) {
                 let mut tokens = Vec::new();
                 self.encode_by_library(text, &mut tokens)?;
                 return Ok(tokens);
@@ -228,17 +230,21 @@ impl Tokenizer {
     /// Encodes word by word.
     fn encode_part(&self, part: &str) -> Result<Vec<u32>, TokenizerError> {
         let mut tokens = Vec::with_capacity(part.len() / 3);
-        let mut rest = part;
         self.words.with(|words| {
-            while !rest.is_empty() {
-                let (word, after) = rest.split_at(self.cut.first_word(rest));
-                words.encode(word, &mut tokens, |word, into| {
-                    self.encode_by_library(word, into)
-                })?;
-                rest = after;
-            }
-            Ok(tokens)
-        })
+            self.cut.each_word(part, |word| {
+                words.encode(word, &mut tokens, |word, into| self.encode_word(word, into))
+            })
+        })?;
+        Ok(tokens)
+    }
+
+    fn encode_word(&self, word: &str, into: &mut Vec<u32>) -> Result<(), TokenizerError> {
+        if !self.cut.reads_bytes() {
+            return self.encode_by_library(word, into);
+        }
+        let tokens = self.library.get_model().tokenize(&byte_characters(word))?;
+        into.extend(tokens.iter().map(|token| token.id));
+        Ok(())
     }
 
     fn encode_by_library(&self, text: &str, into: &mut Vec<u32>) -> Result<(), TokenizerError> {
@@ -289,6 +295,38 @@ impl Tokenizer {
             Some(character) => TokenizerError::UnknownCharacter { character },
             None => error.into(),
         }
+    }
+}
+
+/// Tokens that the library looks for before anything else.
+#[derive(Clone, Debug)]
+struct Added {
+    tokens: Vec<String>,
+    /// What they begin with.
+    first: Vec<char>,
+}
+
+impl Added {
+    fn new(tokens: impl Iterator<Item = String>) -> Self {
+        let tokens: Vec<String> = tokens.collect();
+        let mut first: Vec<char> = tokens
+            .iter()
+            .filter_map(|token| token.chars().next())
+            .collect();
+        first.sort_unstable();
+        first.dedup();
+        Self { tokens, first }
+    }
+
+    /// Whether one of them is in a text.
+    fn are_in(&self, text: &str) -> bool {
+        let starts_at = |at| {
+            self.tokens
+                .iter()
+                .any(|token| text[at..].starts_with(token.as_str()))
+        };
+        let mut places = text.match_indices(&self.first[..]);
+        places.any(|(at, _)| starts_at(at))
     }
 }
 
@@ -369,9 +407,24 @@ mod tests {
     fn tokenizers() -> &'static [Tokenizer] {
         static TOKENIZERS: LazyLock<Vec<Tokenizer>> = LazyLock::new(|| {
             let train = |config| Tokenizer::train(&config, TEXT).unwrap();
-            configs().map(train).into()
+            let mut tokenizers: Vec<Tokenizer> = configs().map(train).into();
+            tokenizers.push(like_llama(tokenizers[0].library.clone()));
+            tokenizers
         });
         &TOKENIZERS
+    }
+
+    /// The same model behind the pattern of GPT-4 and Llama 3.
+    fn like_llama(mut library: tokenizers::Tokenizer) -> Tokenizer {
+        use tokenizers::pre_tokenizers::{byte_level::ByteLevel, sequence::Sequence, split::Split};
+        let pattern = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+        let pattern = SplitPattern::Regex(pattern.to_owned());
+        let isolated = tokenizers::SplitDelimiterBehavior::Isolated;
+        library.with_pre_tokenizer(Some(Sequence::new(vec![
+            Split::new(pattern, isolated, false).unwrap().into(),
+            ByteLevel::new(false, true, false).into(),
+        ])));
+        library.into()
     }
 
     /// What the library gives without words and parts.
@@ -415,15 +468,31 @@ mod tests {
 
     #[test]
     fn each_kind_of_tokenizer_has_its_cut() {
-        let cuts: Vec<Cut> = tokenizers().iter().map(|tokenizer| tokenizer.cut).collect();
-        assert_eq!(cuts, [Cut::Gpt2, Cut::Blanks, Cut::Blanks, Cut::Spaces]);
+        let cuts: Vec<&Cut> = tokenizers()
+            .iter()
+            .map(|tokenizer| &tokenizer.cut)
+            .collect();
+        assert!(
+            matches!(
+                cuts[..],
+                [
+                    Cut::Gpt2,
+                    Cut::Blanks,
+                    Cut::Blanks,
+                    Cut::Spaces,
+                    Cut::Pattern(_)
+                ]
+            ),
+            "{cuts:?}"
+        );
     }
 
     #[test]
     fn parts_do_not_change_the_tokens() {
         let text = format!("{TEXT} \n x\n\n\n  y\r\n").repeat(1500);
         for tokenizer in tokenizers() {
-            assert!(tokenizer.cut.parts(&text).len() > 3);
+            let is_cut = !matches!(tokenizer.cut, Cut::Pattern(_));
+            assert_eq!(tokenizer.cut.parts(&text).len() > 3, is_cut);
             assert_eq!(tokenizer.encode(&text).unwrap(), whole(tokenizer, &text));
         }
     }
@@ -439,9 +508,7 @@ mod tests {
 
     #[test]
     fn word_pieces_have_berts_marks_and_drop_case_when_asked() {
-        let [_, lower, cased, _] = tokenizers() else {
-            panic!("there are four");
-        };
+        let (lower, cased) = (&tokenizers()[1], &tokenizers()[2]);
         let marks = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"];
         assert_eq!(
             marks.map(|mark| lower.token_id(mark)),
@@ -451,6 +518,13 @@ mod tests {
         let plain = lower.encode("ÀLL").unwrap();
         assert_eq!(marked, [[&[2], &plain[..], &[3]].concat()]);
         assert_ne!(cased.encode("ALL").unwrap(), cased.encode("all").unwrap());
+    }
+
+    #[test]
+    fn a_text_without_words_is_refused() {
+        let config = TokenizerConfig::Unigram { vocab_size: 400 };
+        let error = Tokenizer::train(&config, "\n\n").unwrap_err();
+        assert!(matches!(error, TokenizerError::NoText));
     }
 
     #[test]

@@ -144,9 +144,13 @@ pub(super) fn unigram<S: AsRef<str> + Send>(
         .build()
         .map_err(|error| TokenizerError::Library(error.to_string()))?;
     let lines = texts.flat_map(|text| {
-        let lines = text.as_ref().lines().map(str::to_owned);
-        lines.collect::<Vec<_>>()
+        let lines = text.as_ref().lines().filter(|line| !line.is_empty());
+        lines.map(str::to_owned).collect::<Vec<_>>()
     });
+    let mut lines = lines.peekable();
+    if lines.peek().is_none() {
+        return Err(TokenizerError::NoText);
+    }
     tokenizer.train(&mut TrainerWrapper::from(trainer), lines)?;
     let ModelWrapper::Unigram(learned) = tokenizer.get_model() else {
         unreachable!("the model was made above");

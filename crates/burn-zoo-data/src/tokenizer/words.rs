@@ -7,21 +7,27 @@ use std::collections::HashMap;
 use std::fmt;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::ops::Range;
-use std::sync::{LazyLock, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 
 use tokenizers::{
-    NormalizerWrapper, PreTokenizerWrapper, pre_tokenizers::metaspace::PrependScheme,
+    NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior,
+    pre_tokenizers::{
+        metaspace::PrependScheme,
+        split::{Split, SplitPattern},
+    },
     utils::SysRegex,
 };
 use twox_hash::XxHash3_64;
 
 /// Where a text may be cut without changing its tokens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(super) enum Cut {
     /// Between any two characters.
     Characters,
-    /// By GPT-2's pattern.
+    /// By GPT-2's pattern, into bytes for the model.
     Gpt2,
+    /// By another pattern, into bytes for the model (Llama 3, Qwen).
+    Pattern(Arc<SysRegex>),
     /// At blanks and line ends, which make no tokens (BERT).
     Blanks,
     /// Before each space (SentencePiece).
@@ -33,26 +39,83 @@ pub(super) enum Cut {
 impl Cut {
     /// What a tokenizer's normaliser and pre-tokenizer allow.
     pub(super) fn of(tokenizer: &tokenizers::Tokenizer) -> Self {
-        use PreTokenizerWrapper::{BertPreTokenizer, ByteLevel, Metaspace, Split};
+        use PreTokenizerWrapper as Step;
         match (tokenizer.get_normalizer(), tokenizer.get_pre_tokenizer()) {
-            (None, Some(Split(split))) if split.pattern == super::any_character() => {
+            (None, Some(Step::Split(split))) if split.pattern == super::any_character() => {
                 Self::Characters
             }
-            (None, Some(ByteLevel(bytes))) if bytes.use_regex && !bytes.add_prefix_space => {
+            (None, Some(Step::ByteLevel(bytes))) if bytes.use_regex && !bytes.add_prefix_space => {
                 Self::Gpt2
             }
-            (None, Some(Metaspace(space)))
+            (None, Some(Step::Sequence(steps))) => match steps.as_ref() {
+                [Step::Split(split), Step::ByteLevel(bytes)]
+                    if !bytes.use_regex && !bytes.add_prefix_space =>
+                {
+                    Self::pattern(split).unwrap_or(Self::Nowhere)
+                }
+                _ => Self::Nowhere,
+            },
+            (None, Some(Step::Metaspace(space)))
                 if space.split && space.prepend_scheme == PrependScheme::Always =>
             {
                 Self::Spaces
             }
-            (Some(NormalizerWrapper::BertNormalizer(_)), Some(BertPreTokenizer(_))) => Self::Blanks,
+            (Some(NormalizerWrapper::BertNormalizer(_)), Some(Step::BertPreTokenizer(_))) => {
+                Self::Blanks
+            }
             _ => Self::Nowhere,
         }
     }
 
+    fn pattern(split: &Split) -> Option<Self> {
+        match &split.pattern {
+            SplitPattern::Regex(pattern)
+                if split.behavior == SplitDelimiterBehavior::Isolated && !split.invert =>
+            {
+                let pattern = SysRegex::new(pattern).ok()?;
+                Some(Self::Pattern(Arc::new(pattern)))
+            }
+            _ => None,
+        }
+    }
+
+    /// Hands out the words of `text` in order.
+    pub(super) fn each_word<E>(
+        &self,
+        text: &str,
+        mut take: impl FnMut(&str) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let Self::Pattern(pattern) = self else {
+            let mut rest = text;
+            while !rest.is_empty() {
+                let (word, after) = rest.split_at(self.first_word(rest));
+                take(word)?;
+                rest = after;
+            }
+            return Ok(());
+        };
+        let mut done = 0;
+        for (start, end) in pattern.find_iter(text) {
+            for word in [&text[done..start], &text[start..end]] {
+                if !word.is_empty() {
+                    take(word)?;
+                }
+            }
+            done = end;
+        }
+        match &text[done..] {
+            "" => Ok(()),
+            rest => take(rest),
+        }
+    }
+
+    /// What the model itself makes of a word, where words are bytes to it.
+    pub(super) fn reads_bytes(&self) -> bool {
+        matches!(self, Self::Gpt2 | Self::Pattern(_))
+    }
+
     /// How many bytes of `text`, which is not empty, are its first word.
-    pub(super) fn first_word(self, text: &str) -> usize {
+    fn first_word(&self, text: &str) -> usize {
         match self {
             Self::Characters => text.chars().next().map_or(0, char::len_utf8),
             Self::Gpt2 => gpt2_word(text),
@@ -67,19 +130,19 @@ impl Cut {
                 let next = text.as_bytes()[1..].iter().position(|&byte| byte == b' ');
                 next.map_or(text.len(), |at| 1 + at)
             }
-            Self::Nowhere => text.len(),
+            Self::Pattern(_) | Self::Nowhere => text.len(),
         }
     }
 
     /// Cuts a long text before some of its words, so that its parts can be encoded at the same time.
-    pub(super) fn parts(self, text: &str) -> Vec<&str> {
+    pub(super) fn parts<'a>(&self, text: &'a str) -> Vec<&'a str> {
         const PART_BYTES: usize = 1 << 15;
-        if self == Self::Nowhere {
+        if let Self::Pattern(_) | Self::Nowhere = self {
             return vec![text];
         }
         let (mut parts, mut rest) = (Vec::new(), text);
         while rest.len() > PART_BYTES {
-            // Every way to cut cuts before a space that follows a letter.
+            // All other ways cut before a space that follows a letter.
             let bytes = rest.as_bytes();
             let is_cut = |&at: &usize| bytes[at] == b' ' && bytes[at - 1].is_ascii_alphanumeric();
             let Some(at) = (PART_BYTES..rest.len()).find(is_cut) else {
@@ -189,6 +252,21 @@ impl Kind {
     }
 }
 
+/// The characters that stand for bytes in byte-level vocabularies: printable ones for themselves, and the
+/// others, in order, for those from U+0100 on.
+static BYTES: LazyLock<[char; 256]> = LazyLock::new(|| {
+    let mut others = '\u{100}'..;
+    std::array::from_fn(|byte| match byte as u8 {
+        byte @ (b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff) => char::from(byte),
+        _ => others.next().expect("fewer than 256 are asked for"),
+    })
+});
+
+/// A word as byte-level vocabularies write it.
+pub(super) fn byte_characters(word: &str) -> String {
+    word.bytes().map(|byte| BYTES[usize::from(byte)]).collect()
+}
+
 /// The tokens of words that were met.
 #[derive(Default)]
 pub(super) struct Words {
@@ -284,12 +362,13 @@ mod tests {
         r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
     fn words(text: &str) -> Vec<&str> {
-        let (mut words, mut rest) = (Vec::new(), text);
-        while !rest.is_empty() {
-            let (word, after) = rest.split_at(Cut::Gpt2.first_word(rest));
-            words.push(word);
-            rest = after;
-        }
+        let (mut words, mut start) = (Vec::new(), 0);
+        let take = |word: &str| -> Result<(), ()> {
+            words.push(&text[start..start + word.len()]);
+            start += word.len();
+            Ok(())
+        };
+        Cut::Gpt2.each_word(text, take).unwrap();
         words
     }
 
