@@ -509,17 +509,17 @@ fn each_objective_learns() {
             )
         })
         .collect();
-    for (name, kind, below) in [
-        ("bert-pretraining", "[\"BertForPreTraining\"]", 3.0),
-        ("glm-infilling", "", 2.4),
-        ("t5-span-corruption", "", 2.4),
+    for (name, below, keys) in [
+        ("bert-pretraining", 2.9, ["mask_token_id", "pad_token_id"]),
+        ("glm-infilling", 2.4, ["eos_token_id", "model_type"]),
+        ("t5-span-corruption", 2.4, ["decoder_start_token_id", "eos_token_id"]),
     ] {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/recipes");
         let path = std::path::Path::new(folder).join(format!("{name}.toml"));
         let overrides = [
             ("tokenizer", "char"),
             ("loop.iterations", "40"),
-            ("loop.batch_size", "4"),
+            ("loop.batch_size", "8"),
             ("schedule.cosine.warmup_iterations", "5"),
             ("optimizer.learning_rate", "3e-3"),
         ];
@@ -535,19 +535,11 @@ fn each_objective_learns() {
             .unwrap()
             .summary;
         let loss = summary.unwrap().valid_loss;
-        eprintln!("{name}: {loss}");
         assert!(loss < below, "{name}: {loss}");
         // What was trained says which tokens it uses.
         let (_, architecture) = directory::load(&folder, &processor()).unwrap();
-        let has = |key: &str| architecture.json.contains_key(key);
-        match name {
-            "bert-pretraining" => {
-                assert!(has("mask_token_id") && has("pad_token_id"));
-                let class = serde_json::to_string(&architecture.json["architectures"]).unwrap();
-                assert_eq!(class, kind);
-            }
-            "t5-span-corruption" => assert!(has("decoder_start_token_id") && has("eos_token_id")),
-            _ => assert!(has("eos_token_id")),
+        for key in keys {
+            assert!(architecture.json.contains_key(key), "{name}: {key}");
         }
     }
 }
