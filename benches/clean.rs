@@ -27,7 +27,9 @@ fn generated_text(rng: &mut ChaCha8Rng, bytes: usize) -> String {
     let mut vocabulary: Vec<String> = frequent.split_whitespace().map(str::to_owned).collect();
     vocabulary.extend((0..20_000).map(|_| {
         let letters = rng.random_range(3..10);
-        (0..letters).map(|_| char::from(rng.random_range(b'a'..=b'z'))).collect::<String>()
+        (0..letters)
+            .map(|_| char::from(rng.random_range(b'a'..=b'z')))
+            .collect::<String>()
     }));
     let mut text = String::new();
     while text.len() < bytes {
@@ -48,7 +50,10 @@ fn documents(text: &str) -> Vec<Document> {
     let file = Arc::new(PathBuf::from("text"));
     let mut texts = vec![String::new()];
     for line in text.split_inclusive('\n') {
-        if texts.last().is_some_and(|text| text.len() >= DOCUMENT_BYTES) {
+        if texts
+            .last()
+            .is_some_and(|text| text.len() >= DOCUMENT_BYTES)
+        {
             texts.push(String::new());
         }
         texts.last_mut().expect("there is one").push_str(line);
@@ -86,7 +91,9 @@ fn clean(criterion: &mut Criterion) {
         { "near_duplicates": {} },
     ]))
     .expect("the steps are valid");
-    let duplicates = Duplicates::new(&steps).expect("the steps are valid").expect("the last two");
+    let duplicates = Duplicates::new(&steps)
+        .expect("the steps are valid")
+        .expect("the last two");
     let fingerprints = |documents: &[Document]| {
         let mut bytes = Vec::new();
         for document in documents {
@@ -94,10 +101,15 @@ fn clean(criterion: &mut Criterion) {
         }
         bytes
     };
-    let one_core = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread");
+    let one_core = rayon::ThreadPoolBuilder::new()
+        .num_threads(1)
+        .build()
+        .expect("a thread");
 
     let mut group = criterion.benchmark_group("clean");
-    group.throughput(Throughput::Bytes(text.len() as u64)).sample_size(10);
+    group
+        .throughput(Throughput::Bytes(text.len() as u64))
+        .sample_size(10);
     for step in &steps[..8] {
         let cleaner = Cleaner::new(std::slice::from_ref(step)).expect("the step is valid");
         group.bench_function(step.name(), |bencher| {
@@ -108,7 +120,9 @@ fn clean(criterion: &mut Criterion) {
             );
         });
     }
-    group.bench_function("fingerprint", |bencher| bencher.iter(|| fingerprints(&documents)));
+    group.bench_function("fingerprint", |bencher| {
+        bencher.iter(|| fingerprints(&documents))
+    });
     let written = fingerprints(&documents);
     group.bench_function("find_duplicates", |bencher| {
         let open = |_| Ok(&written[..]);

@@ -19,7 +19,7 @@ use burn_zoo::{
     train::{
         Recipe,
         optimizer::OptimizerConfig,
-        recipe::{Adaptation, DataConfig, LoopConfig, ModelConfig, Objective},
+        recipe::{Adaptation, DataConfig, Documents, LoopConfig, ModelConfig, Objective},
         run::{self, Material, RunOptions, Start},
         schedule::ScheduleConfig,
     },
@@ -36,7 +36,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("training on {}", found.name);
     let recipe = Recipe {
         seed: 1,
-        objective: Objective::CausalLm,
+        objective: Objective::CausalLm {
+            documents: Documents::Attend,
+        },
         tokenizer: Some(TokenizerConfig::Char),
         model: ModelConfig::Gpt(GptConfig::new(4, 4, 128, 64)),
         adaptation: Adaptation::Full,

@@ -331,7 +331,7 @@ fn unusable_texts_are_refused() {
         ("latin1.txt", "not UTF-8: byte 0xe9 at offset 3"),
         (
             "short.txt",
-            "training split has 4 tokens, but a window of context length 8 needs 9",
+            "training split has 4 tokens, but a window of 8 and the token after it need 9",
         ),
     ] {
         let arguments = [

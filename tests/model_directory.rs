@@ -141,7 +141,15 @@ fn python_opens_the_tokenizers() {
     };
     for config in [
         TokenizerConfig::Char,
-        TokenizerConfig::Bpe { vocab_size: 300 },
+        TokenizerConfig::Bpe {
+            vocab_size: 300,
+            special_tokens: vec!["<|endoftext|>".to_owned()],
+        },
+        TokenizerConfig::WordPiece {
+            vocab_size: 150,
+            lowercase: false,
+        },
+        TokenizerConfig::Unigram { vocab_size: 400 },
     ] {
         let tokenizer = Tokenizer::train(&config, text).unwrap();
         let folder = tempfile::tempdir().unwrap();
@@ -160,6 +168,6 @@ fn python_opens_the_tokenizers() {
         );
         let (ids, decoded): (Vec<u32>, String) = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(ids, tokenizer.encode(text).unwrap());
-        assert_eq!(decoded, text);
+        assert_eq!(decoded, tokenizer.decode(&ids).unwrap());
     }
 }

@@ -319,10 +319,9 @@ fn early_stopping_keeps_the_best_model() {
     let seq = MODEL.context_length;
     let n = (splits.valid.len() - 1) / seq * seq;
     let rows = |shift: usize| {
-        let values: Vec<i64> = splits.valid[shift..shift + n]
-            .iter()
-            .map(|&t| t.into())
-            .collect();
+        let mut tokens = Vec::new();
+        splits.valid.read(shift..shift + n, &mut tokens).unwrap();
+        let values: Vec<i64> = tokens.into_iter().map(i64::from).collect();
         Tensor::<1, Int>::from_data(values.as_slice(), &device).reshape([n / seq, seq])
     };
     let loss = trainee(fitted.model)
@@ -389,9 +388,9 @@ fn the_losses_of_routers_reach_the_training_loss() {
     assert!(difference > 1e-3, "{difference}");
 }
 
-/// What a window asks for: after a prefix, or behind a mask.
+/// What a window asks for after a prefix.
 #[test]
-fn windows_ask_what_the_objective_says() {
+fn windows_ask_for_what_follows_a_prefix() {
     let device = processor();
     let tokens: Vec<u32> = (0..200).map(|index| index % 50).collect();
     let shape = StepShape {
@@ -438,28 +437,6 @@ fn windows_ask_what_the_objective_says() {
             }
         }
     }
-    let (mut asked, mut hidden, mut all) = (0, 0, 0);
-    let prediction = Prediction::Masked {
-        probability: 0.3,
-        mask: 50,
-    };
-    for batch in windows(prediction) {
-        let (inputs, targets) = (read(batch.inputs.tokens), read(batch.targets));
-        assert_eq!(
-            batch.n_asked,
-            Some(targets.iter().filter(|&&t| t >= 0).count())
-        );
-        for (input, target) in inputs.into_iter().zip(targets) {
-            all += 1;
-            asked += i32::from(target >= 0);
-            hidden += i32::from(input == 50);
-            // What is not asked for is shown.
-            assert!(target >= 0 || input != 50);
-        }
-    }
-    let share = f64::from(asked) / f64::from(all);
-    assert!((share - 0.3).abs() < 0.1, "{share}");
-    assert!(f64::from(hidden) / f64::from(asked) > 0.6);
 }
 
 /// Each recipe of the repository trains: two short steps of each, as `burn-zoo train` takes them.

@@ -70,7 +70,7 @@ impl Tokenizer {
         max_length: usize,
         cut: Cut,
     ) -> Result<Vec<Vec<Marked>>, TokenizerError> {
-        let mut tokenizer = self.0.clone();
+        let mut tokenizer = self.library.clone();
         let (strategy, stride) = match cut {
             Cut::End => (TruncationStrategy::LongestFirst, 0),
             Cut::Slide { overlap } => (TruncationStrategy::OnlySecond, overlap),

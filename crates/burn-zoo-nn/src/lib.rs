@@ -43,6 +43,7 @@ pub mod embedding;
 pub mod feed_forward;
 pub mod head;
 pub mod init;
+mod inputs;
 pub mod linear;
 pub mod mixture;
 pub mod norm;
@@ -51,8 +52,8 @@ pub mod rotary;
 pub mod stack;
 pub mod transformer;
 
-pub use embedding::Inputs;
 pub use head::HeadConfig;
+pub use inputs::Inputs;
 pub use transformer::{LanguageModel, Transformer, TransformerConfig};
 
 /// A configuration that cannot be built.

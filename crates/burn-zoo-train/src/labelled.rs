@@ -6,24 +6,24 @@ use burn::tensor::Device;
 use burn_train::InferenceStep;
 use burn_zoo_data::{
     batch::TrainingData,
-    examples::Examples,
+    examples::{Example, Examples, Target},
     labelled::{Labels, Tables},
     tokenizer::Tokenizer,
+    windows::Splits,
 };
-use burn_zoo_models::family::{self, Architecture};
+use burn_zoo_models::family;
 use burn_zoo_nn::{ConfigError, Transformer};
 
 use crate::{
     objective::{Labelling, StepConfig, Trainee},
     recipe::Recipe,
     run::RunError,
+    task::{Data, Task},
     trainer::FitError,
 };
 
-/// What a recipe makes of labelled texts.
-pub(crate) struct Prepared {
-    /// With the head that the labels need.
-    pub architecture: Architecture,
+/// Labelled examples, and what is tested at the end.
+pub(crate) struct Labelled {
     /// What is learned from and held out.
     pub examples: Examples,
     /// The same with the test rows in the place of those held out, if there are any.
@@ -35,8 +35,8 @@ pub(crate) fn prepare(
     recipe: &Recipe,
     labels: &Labels,
     path: &Path,
-    tokenizer: &Tokenizer,
-) -> Result<Prepared, RunError> {
+    tokenizer: Tokenizer,
+) -> Result<Task, RunError> {
     let format = recipe.data.table_format();
     let tables = Tables::read(path, labels, &format, recipe.data.valid_fraction)?;
     let names = labels.names(&tables.train);
@@ -61,7 +61,7 @@ pub(crate) fn prepare(
         let problem = format!("must be at most the model's {longest}, got {max_length}");
         return Err(RunError::Data(ConfigError::new("max_length", problem)));
     }
-    let encode = |rows| labels.examples(rows, &names, tokenizer, max_length);
+    let encode = |rows| labels.examples(rows, &names, &tokenizer, max_length);
     let examples = Examples {
         train: encode(&tables.train)?.into(),
         valid: encode(&tables.valid)?.into(),
@@ -77,11 +77,29 @@ pub(crate) fn prepare(
             ..examples.clone()
         }),
     };
-    Ok(Prepared {
+    let splits = Splits {
+        train: numbers(&examples.train).into(),
+        valid: numbers(&examples.valid).into(),
+    };
+    let labelled = Labelled { examples, test };
+    Ok(Task {
+        tokenizer,
         architecture,
-        examples,
-        test,
+        splits,
+        data: Data::Labelled(Box::new(labelled)),
     })
+}
+
+/// The tokens of examples and their classes, which tell them from others.
+fn numbers(examples: &[Example]) -> Vec<u32> {
+    let numbers = examples.iter().flat_map(|example| {
+        let class = match example.target {
+            Target::Class(class) => Some(class as u32),
+            _ => None,
+        };
+        example.tokens.iter().copied().chain(class)
+    });
+    numbers.collect()
 }
 
 /// The mean loss and the accuracy, where that is counted, over the held-out examples.

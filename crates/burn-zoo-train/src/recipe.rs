@@ -7,7 +7,6 @@ use burn_zoo_data::{
     labelled::{AnswerColumns, ClassColumns, Labels, NumberColumns, TableFormat, TagColumns},
     sources::{BadRows, Format},
     tokenizer::TokenizerConfig,
-    windows::Prediction,
 };
 use burn_zoo_models::{
     directory,
@@ -132,18 +131,56 @@ fn default_seed() -> u64 {
     1337
 }
 
-/// What a model learns to do.
+/// What a model learns to do. In a recipe the name alone takes every default.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Objective {
     /// Predict each token from those before it.
-    CausalLm,
+    CausalLm {
+        /// What tokens see of other documents.
+        #[serde(default)]
+        documents: Documents,
+    },
     /// Predict each token from those before it and a prefix, of random length, that all see.
-    PrefixLm,
+    PrefixLm {},
     /// Predict masked tokens from all others.
     MaskedLm {
-        /// The share of tokens that are asked for; BERT has 0.15.
+        /// The share of tokens that are asked for.
+        #[serde(default = "default_probability")]
         probability: f64,
+        /// Whether all tokens of a word are masked together.
+        #[serde(default)]
+        whole_words: bool,
+    },
+    /// Predict masked tokens of two texts, and whether the second follows the first (BERT).
+    Pretraining {
+        /// The share of tokens that are asked for.
+        #[serde(default = "default_probability")]
+        probability: f64,
+        /// Whether all tokens of a word are masked together.
+        #[serde(default)]
+        whole_words: bool,
+    },
+    /// Write the spans that a text lacks after it (GLM).
+    BlankInfilling {
+        /// The share of tokens in spans.
+        #[serde(default = "default_probability")]
+        density: f64,
+        /// How long spans are.
+        #[serde(default = "default_span_length")]
+        mean_span_length: f64,
+        /// The share of texts that lack their end, half of them or more, instead.
+        #[serde(default)]
+        long_share: f64,
+    },
+    /// Write the spans that an encoder's text lacks (T5).
+    SpanCorruption {
+        /// The share of tokens in spans.
+        #[serde(default = "default_probability")]
+        noise_density: f64,
+        /// How long spans are.
+        #[serde(default = "default_span_length")]
+        mean_span_length: f64,
     },
     /// Say which class a text, or a pair of texts, is of.
     Classification(ClassColumns),
@@ -155,19 +192,29 @@ pub enum Objective {
     SpanExtraction(AnswerColumns),
 }
 
-impl Objective {
-    /// What it asks of a text. `mask` is the token that hides another, the last of the vocabulary.
-    pub fn prediction(&self, mask: u32) -> Prediction {
-        match *self {
-            Self::PrefixLm => Prediction::AfterPrefix,
-            Self::MaskedLm { probability } => Prediction::Masked { probability, mask },
-            _ => Prediction::Next,
-        }
-    }
+/// What tokens see of the other documents in their window.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Documents {
+    /// Those before them, as if all were one text.
+    #[default]
+    Attend,
+    /// Nothing, and positions begin anew in each. Blank lines end the documents of a plain text.
+    Separate,
+}
 
-    /// Whether it hides tokens behind a mask.
-    pub fn needs_mask(&self) -> bool {
-        matches!(self, Self::MaskedLm { .. })
+fn default_probability() -> f64 {
+    0.15
+}
+
+fn default_span_length() -> f64 {
+    3.0
+}
+
+impl Objective {
+    /// Whether what is learned continues a text.
+    pub fn continues_text(&self) -> bool {
+        matches!(self, Self::CausalLm { .. } | Self::PrefixLm {})
     }
 
     /// What it reads of a table, where it learns labels.
@@ -177,17 +224,71 @@ impl Objective {
             Self::Regression(columns) => Labels::Number(columns.clone()),
             Self::TokenClassification(columns) => Labels::Tags(columns.clone()),
             Self::SpanExtraction(columns) => Labels::Answer(columns.clone()),
-            Self::CausalLm | Self::PrefixLm | Self::MaskedLm { .. } => return None,
+            _ => return None,
         })
     }
 
     fn validate(&self) -> Result<(), RecipeError> {
-        match self {
-            Self::MaskedLm { probability } if !(*probability > 0.0 && *probability < 1.0) => {
-                let problem = format!("must be above 0 and below 1, got {probability}");
-                Err(RecipeError::key("objective.masked_lm.probability", problem))
+        let within = |key: &str, value: f64, is_within: bool, range: &str| match is_within {
+            true => Ok(()),
+            false => {
+                let problem = format!("must be {range}, got {value}");
+                Err(RecipeError::key(format!("objective.{key}"), problem))
             }
-            _ => Ok(()),
+        };
+        let share = |key: &str, value: f64| {
+            within(
+                key,
+                value,
+                value > 0.0 && value < 1.0,
+                "above 0 and below 1",
+            )
+        };
+        // Poisson's distribution is drawn from by products of as many numbers.
+        let length = |key: &str, value: f64| {
+            within(
+                key,
+                value,
+                (1.0..=100.0).contains(&value),
+                "at least 1 and at most 100",
+            )
+        };
+        match *self {
+            Self::CausalLm { .. } | Self::PrefixLm {} => Ok(()),
+            Self::Classification(_)
+            | Self::Regression(_)
+            | Self::TokenClassification(_)
+            | Self::SpanExtraction(_) => Ok(()),
+            Self::MaskedLm { probability, .. } => share("masked_lm.probability", probability),
+            Self::Pretraining { probability, .. } => share("pretraining.probability", probability),
+            Self::BlankInfilling {
+                density,
+                mean_span_length,
+                long_share,
+            } => {
+                let is_sparse = density > 0.0 && density <= 0.5;
+                within(
+                    "blank_infilling.density",
+                    density,
+                    is_sparse,
+                    "above 0 and at most 0.5",
+                )?;
+                length("blank_infilling.mean_span_length", mean_span_length)?;
+                let is_share = (0.0..=1.0).contains(&long_share);
+                within(
+                    "blank_infilling.long_share",
+                    long_share,
+                    is_share,
+                    "at least 0 and at most 1",
+                )
+            }
+            Self::SpanCorruption {
+                noise_density,
+                mean_span_length,
+            } => {
+                share("span_corruption.noise_density", noise_density)?;
+                length("span_corruption.mean_span_length", mean_span_length)
+            }
         }
     }
 }
@@ -464,9 +565,11 @@ impl Recipe {
         let mut table: toml::Table = text
             .parse()
             .map_err(|error: toml::de::Error| RecipeError::Syntax(error.to_string()))?;
+        spell_out(&mut table);
         for (key, value) in overrides {
             set(&mut table, key, value)?;
         }
+        spell_out(&mut table);
         let recipe: Self =
             serde_path_to_error::deserialize(toml::Value::Table(table)).map_err(|error| {
                 let path = error.path().to_string();
@@ -561,7 +664,7 @@ impl Recipe {
             }
             _ => {}
         }
-        if let Some(TokenizerConfig::Bpe { vocab_size }) = self.tokenizer
+        if let Some(TokenizerConfig::Bpe { vocab_size, .. }) = self.tokenizer
             && vocab_size < 256
         {
             let problem = format!("must be at least 256, one for each byte, got {vocab_size}");
@@ -605,6 +708,16 @@ impl Recipe {
         )?;
         // The tokenizer decides the vocabulary later; any size shows what else is wrong.
         named("model", self.model.architecture(1).map(drop))
+    }
+}
+
+/// Gives an objective that is named alone a table for its values.
+fn spell_out(table: &mut toml::Table) {
+    if let Some(objective @ toml::Value::String(_)) = table.get_mut("objective")
+        && let Some(name) = objective.as_str()
+    {
+        let values = toml::Value::Table(toml::Table::new());
+        *objective = toml::Value::Table([(name.to_owned(), values)].into_iter().collect());
     }
 }
 
@@ -694,10 +807,11 @@ mod tests {
         let recipe = Recipe::parse(RECIPE, &overrides).unwrap();
         assert_eq!(recipe.optimizer.learning_rate, 3e-4);
         assert_eq!(recipe.seed, 7);
-        assert_eq!(
-            recipe.tokenizer,
-            Some(TokenizerConfig::Bpe { vocab_size: 512 })
-        );
+        let bpe = TokenizerConfig::Bpe {
+            vocab_size: 512,
+            special_tokens: Vec::new(),
+        };
+        assert_eq!(recipe.tokenizer, Some(bpe));
         assert_eq!(
             recipe.training.early_stopping,
             Some(EarlyStopping { patience: 3 })
@@ -799,6 +913,90 @@ mod tests {
             assert!(refusal.contains(expected), "{refusal}");
         }
         assert!(!refusal.contains("iterations"), "{refusal}");
+    }
+
+    #[test]
+    fn an_objective_takes_its_defaults_or_its_own_values() {
+        let objective = |value: &str, more: &[(&str, &str)]| {
+            let all = [("objective", value)]
+                .into_iter()
+                .chain(more.iter().copied());
+            let overrides: Vec<(String, String)> = all
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .collect();
+            Recipe::parse(RECIPE, &overrides).map(|recipe| recipe.objective)
+        };
+        for (value, expected) in [
+            (
+                "causal_lm",
+                Objective::CausalLm {
+                    documents: Documents::Attend,
+                },
+            ),
+            (
+                "{ causal_lm = { documents = \"separate\" } }",
+                Objective::CausalLm {
+                    documents: Documents::Separate,
+                },
+            ),
+            ("prefix_lm", Objective::PrefixLm {}),
+            (
+                "{ masked_lm = { probability = 0.3 } }",
+                Objective::MaskedLm {
+                    probability: 0.3,
+                    whole_words: false,
+                },
+            ),
+            (
+                "{ pretraining = { whole_words = true } }",
+                Objective::Pretraining {
+                    probability: 0.15,
+                    whole_words: true,
+                },
+            ),
+            (
+                "blank_infilling",
+                Objective::BlankInfilling {
+                    density: 0.15,
+                    mean_span_length: 3.0,
+                    long_share: 0.0,
+                },
+            ),
+            (
+                "span_corruption",
+                Objective::SpanCorruption {
+                    noise_density: 0.15,
+                    mean_span_length: 3.0,
+                },
+            ),
+        ] {
+            assert_eq!(objective(value, &[]).unwrap(), expected);
+        }
+        let separate = [("objective.causal_lm.documents", "separate")];
+        assert_eq!(
+            objective("{ causal_lm = {} }", &separate).unwrap(),
+            Objective::CausalLm {
+                documents: Documents::Separate
+            }
+        );
+        for (value, expected) in [
+            (
+                "{ masked_lm = { probability = 1 } }",
+                "`objective.masked_lm.probability`: must be",
+            ),
+            (
+                "{ blank_infilling = { density = 0.6 } }",
+                "density`: must be above 0 and at most 0.5",
+            ),
+            (
+                "{ span_corruption = { mean_span_length = 0 } }",
+                "mean_span_length`: must be at least 1",
+            ),
+            ("{ prefix_lm = { x = 1 } }", "unknown field `x`"),
+        ] {
+            let refusal = objective(value, &[]).unwrap_err().to_string();
+            assert!(refusal.contains(expected), "{value} gives: {refusal}");
+        }
     }
 
     #[test]

@@ -14,10 +14,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use burn_train::{Interrupter, checkpoint::CheckpointerError};
 use burn_zoo_data::{
-    examples::Example,
     labelled::LabelledError,
+    pairs::NoPairs,
+    shards::{ShardError, TokenSource},
     tokenizer::{Tokenizer, TokenizerError},
-    windows::TooShort,
+    windows::{Splits, TooShort},
 };
 use burn_zoo_models::{
     adapter,
@@ -112,6 +113,12 @@ pub enum RunError {
     /// There are too few tokens.
     #[error(transparent)]
     TooShort(#[from] TooShort),
+    /// There are too few sentences.
+    #[error(transparent)]
+    NoPairs(#[from] NoPairs),
+    /// Packed tokens cannot be read.
+    #[error(transparent)]
+    Shards(#[from] ShardError),
     /// The recipe is unusable.
     #[error(transparent)]
     Recipe(#[from] RecipeError),
@@ -258,7 +265,7 @@ pub fn train(
     if options.start == Start::Overwrite {
         remove(&earlier)?;
     }
-    check_fingerprint(out, &task.data, resume)?;
+    check_fingerprint(out, &task.splits, resume)?;
     let write = |name: &str, contents: String| {
         let path = out.join(name);
         files::replace_with(&path, contents).map_err(io_error(&path))
@@ -301,16 +308,12 @@ pub fn train(
             let early = outcome.end == End::EarlyStopped;
             let config = &architecture.transformer;
             let mut summary = summarise(recipe, config, &outcome.state, early, options.backend);
-            match &task.data {
-                Data::Windows(splits, _) => {
-                    summary.expert_load = expert_load(&model, config, &splits.valid);
-                }
-                Data::Labelled(prepared) => {
-                    if let Some(test) = &prepared.test {
-                        let (loss, accuracy) = labelled::evaluate(&model, test, device)?;
-                        (summary.test_loss, summary.test_accuracy) = (Some(loss), accuracy);
-                    }
-                }
+            summary.expert_load = expert_load(&model, config, &task.splits.valid)?;
+            if let Data::Labelled(labelled) = &task.data
+                && let Some(test) = &labelled.test
+            {
+                let (loss, accuracy) = labelled::evaluate(&model, test, device)?;
+                (summary.test_loss, summary.test_accuracy) = (Some(loss), accuracy);
             }
             let json = serde_json::to_string_pretty(&summary).map_err(std::io::Error::from);
             write(SUMMARY, json.map_err(io_error(&out.join(SUMMARY)))?)?;
@@ -371,39 +374,30 @@ struct Fingerprint {
 }
 
 impl Fingerprint {
-    fn new(data: &Data) -> Self {
-        fn fold<'a>(tokens: impl Iterator<Item = &'a u32>) -> String {
-            let hash = tokens.fold(0xcbf2_9ce4_8422_2325_u64, |hash, &token| {
-                (hash ^ u64::from(token)).wrapping_mul(0x100_0000_01b3)
-            });
-            format!("{hash:016x}")
-        }
-        let (train_tokens, valid_tokens, fnv1a) = match data {
-            Data::Windows(splits, _) => (
-                splits.train.len(),
-                splits.valid.len(),
-                fold(splits.train.iter().chain(splits.valid.iter())),
-            ),
-            Data::Labelled(prepared) => {
-                let (train, valid) = (&prepared.examples.train, &prepared.examples.valid);
-                let tokens = train.iter().chain(valid.iter());
-                let count = |examples: &[Example]| examples.iter().map(|e| e.tokens.len()).sum();
-                let tokens = tokens.flat_map(|example| &example.tokens);
-                (count(train), count(valid), fold(tokens))
+    fn new(splits: &Splits) -> Result<Self, ShardError> {
+        const STEP: usize = 1 << 20;
+        let (mut hash, mut tokens) = (0xcbf2_9ce4_8422_2325_u64, Vec::new());
+        for source in [&splits.train, &splits.valid] {
+            for start in (0..source.len()).step_by(STEP) {
+                tokens.clear();
+                source.read(start..source.len().min(start + STEP), &mut tokens)?;
+                hash = tokens.iter().fold(hash, |hash, &token| {
+                    (hash ^ u64::from(token)).wrapping_mul(0x100_0000_01b3)
+                });
             }
-        };
-        Self {
-            train_tokens,
-            valid_tokens,
-            fnv1a,
         }
+        Ok(Self {
+            train_tokens: splits.train.len(),
+            valid_tokens: splits.valid.len(),
+            fnv1a: format!("{hash:016x}"),
+        })
     }
 }
 
 /// Writes the fingerprint of a new run's text, or refuses another text than a resumed run's.
-fn check_fingerprint(out: &Path, data: &Data, resume: bool) -> Result<(), RunError> {
+fn check_fingerprint(out: &Path, splits: &Splits, resume: bool) -> Result<(), RunError> {
     let path = out.join(FINGERPRINT);
-    let found = Fingerprint::new(data);
+    let found = Fingerprint::new(splits)?;
     if resume {
         let saved = fs::read_to_string(&path).map_err(io_error(&path))?;
         return match serde_json::from_str::<Fingerprint>(&saved) {
@@ -486,8 +480,8 @@ fn summarise(
 fn expert_load(
     model: &Transformer,
     config: &TransformerConfig,
-    valid: &[u32],
-) -> Option<Vec<Vec<f64>>> {
+    valid: &TokenSource,
+) -> Result<Option<Vec<Vec<f64>>>, ShardError> {
     const WINDOWS: usize = 32;
     let mixtures = config
         .stack
@@ -496,12 +490,14 @@ fn expert_load(
         .filter_map(|block| block.mixture.as_ref());
     let mut loads: Vec<Vec<usize>> = mixtures.map(|mixture| vec![0; mixture.n_experts]).collect();
     if loads.is_empty() {
-        return None;
+        return Ok(None);
     }
     let seq = config.context_length();
     let device = model.embedding.token.device();
-    for window in valid.chunks_exact(seq).take(WINDOWS) {
-        let tokens: Vec<i32> = window.iter().map(|&token| token as i32).collect();
+    for window in 0..WINDOWS.min(valid.len() / seq) {
+        let mut tokens = Vec::with_capacity(seq);
+        valid.read(window * seq..(window + 1) * seq, &mut tokens)?;
+        let tokens: Vec<i32> = tokens.into_iter().map(|token| token as i32).collect();
         let tokens = Tensor::<2, Int>::from_data(TensorData::new(tokens, [1, seq]), &device);
         let half = Tensor::<1, Int>::from_data([seq as i64 / 2], &device);
         let (_, routing) = model.forward_routed(Inputs {
@@ -518,5 +514,5 @@ fn expert_load(
         let total = load.iter().sum::<usize>().max(1) as f64;
         load.into_iter().map(|taken| taken as f64 / total).collect()
     });
-    Some(shares.collect())
+    Ok(Some(shares.collect()))
 }

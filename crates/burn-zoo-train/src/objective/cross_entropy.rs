@@ -3,7 +3,7 @@
 use burn::tensor::{Int, Tensor, activation};
 
 /// The mean of `-log p(class)` in nats: logits `[rows, n_classes]` and classes `[rows]` to `[1]`. With
-/// `n_asked`, classes below 0 do not count, and so many do.
+/// `n_asked`, classes below 0 do not count, and so many do; 0 when none does.
 ///
 /// `smoothing` of each class's probability is spread over all (Szegedy et al. 2016, arXiv:1512.00567).
 pub fn cross_entropy(
@@ -28,7 +28,7 @@ pub fn cross_entropy(
         None => chosen.mean().neg(),
         Some(n_asked) => {
             let asked = classes.greater_equal_elem(0).float().cast(chosen.dtype());
-            (chosen * asked).sum().neg() / n_asked as f64
+            (chosen * asked).sum().neg() / n_asked.max(1) as f64
         }
     }
 }

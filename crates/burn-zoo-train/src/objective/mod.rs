@@ -6,6 +6,7 @@
 mod cross_entropy;
 mod labels;
 mod language;
+mod pretraining;
 
 use std::fmt::Debug;
 
@@ -21,6 +22,7 @@ use crate::optimizer::clip_by_global_norm;
 pub use cross_entropy::cross_entropy;
 pub use labels::Labelling;
 pub use language::LanguageModeling;
+pub use pretraining::Pretraining;
 
 /// What a model is asked, and how its answers are judged.
 pub trait Objective<M>: Clone + Debug + Send + Sync + 'static {

@@ -119,8 +119,8 @@ pub fn run(arguments: &Arguments) -> Result<End> {
     };
     end_when_unread();
     let samples = match &text {
-        Some(text) => write_samples(&run, text, recipe.seed)?,
-        None => Vec::new(),
+        Some(text) if recipe.objective.continues_text() => write_samples(&run, text, recipe.seed)?,
+        _ => Vec::new(),
     };
     if arguments.json {
         print_json(&Report {
@@ -196,12 +196,8 @@ fn stop_on_signals() -> Result<Interrupter> {
     Ok(interrupter)
 }
 
-/// Texts that start where a line does, or else as the corpus starts. A model that sees both ways writes
-/// none.
+/// Texts that start where a line does, or else as the corpus starts.
 fn write_samples(run: &Run, corpus: &str, seed: u64) -> Result<Vec<String>> {
-    if !run.model.is_decoder() {
-        return Ok(Vec::new());
-    }
     let sampling = SamplingConfig {
         temperature: 0.8,
         top_k: Some(50),
