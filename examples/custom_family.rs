@@ -30,7 +30,7 @@ use burn_zoo::{
     },
     train::{
         recipe::Recipe,
-        run::{RunOptions, train},
+        run::{Material, RunOptions, train},
     },
 };
 use serde::{Deserialize, Serialize};
@@ -164,7 +164,7 @@ fn run(steps: Option<&String>) -> Result<(), Box<dyn Error>> {
     let folder = tempfile::tempdir()?;
     let out = folder.path().join("mosaic");
     let options = RunOptions::new(&out, found.name.clone());
-    let run = train(&recipe, OWN_TEXT, &found.device, options)?;
+    let run = train(&recipe, Material::Text(OWN_TEXT), &found.device, options)?;
 
     let (loaded, architecture) = directory::load(&out, &found.device)?;
     let tokens = Tensor::<2, Int>::zeros([1, 8], &found.device);

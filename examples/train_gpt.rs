@@ -19,8 +19,8 @@ use burn_zoo::{
     train::{
         Recipe,
         optimizer::OptimizerConfig,
-        recipe::{DataConfig, LoopConfig, ModelConfig, Objective},
-        run::{self, RunOptions, Start},
+        recipe::{Adaptation, DataConfig, Documents, LoopConfig, ModelConfig, Objective},
+        run::{self, Material, RunOptions, Start},
         schedule::ScheduleConfig,
     },
 };
@@ -36,9 +36,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("training on {}", found.name);
     let recipe = Recipe {
         seed: 1,
-        objective: Objective::CausalLm,
-        tokenizer: TokenizerConfig::Char,
+        objective: Objective::CausalLm {
+            documents: Documents::Attend,
+        },
+        tokenizer: Some(TokenizerConfig::Char),
         model: ModelConfig::Gpt(GptConfig::new(4, 4, 128, 64)),
+        adaptation: Adaptation::Full,
         data: DataConfig::default(),
         optimizer: OptimizerConfig {
             clip_norm: Some(1.0),
@@ -54,7 +57,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         start: Start::Overwrite,
         ..RunOptions::new(&out, found.name)
     };
-    let run = run::train(&recipe, OWN_TEXT, &found.device, options)?;
+    let run = run::train(&recipe, Material::Text(OWN_TEXT), &found.device, options)?;
     if let Some(summary) = &run.summary {
         println!(
             "validation loss {:.3}, {:.0} tokens per second, model in {}\n",

@@ -458,6 +458,30 @@ proptest! {
     }
 
     #[test]
+    fn packed_documents_are_those_of_each_alone(
+        config in any_model().prop_filter("one text", |config| config.encoder.is_none()),
+        ids in ids(1..=CONTEXT),
+        cuts in prop::collection::btree_set(1..CONTEXT, 0..4),
+    ) {
+        let device = processor();
+        let model = init_model(&config, &device);
+        let ends = cuts.into_iter().filter(|&cut| cut < ids.len()).chain([ids.len()]);
+        let (mut start, mut alone, mut documents) = (0, Vec::new(), Vec::new());
+        for (number, end) in ends.enumerate() {
+            alone.extend(values(logits(&model, tokens(&ids[start..end], &device).into())));
+            documents.resize(end, number as i64);
+            start = end;
+        }
+        let documents = Tensor::<1, Int>::from_data(documents.as_slice(), &device);
+        let packed = logits(&model, Inputs {
+            documents: Some(documents.unsqueeze()),
+            ..tokens(&ids, &device).into()
+        });
+        let scale = alone.iter().fold(1f64, |max, x| max.max(x.abs()));
+        assert_close(&values(packed), &alone, 1e-4 * scale, "logits of packed documents");
+    }
+
+    #[test]
     fn save_and_load_is_the_identity(config in any_model(), ids in ids(1..=CONTEXT)) {
         let device = processor();
         let model = init_model(&config, &device);

@@ -174,7 +174,7 @@ fn a_changed_recipe_is_refused_with_its_differences() {
     stdout(&mut bench.prepare("out", &[]));
     let error = refusal(&mut bench.prepare("out", &["--set", "clean.0.length.min_words=5"]));
     assert!(
-        error.contains("clean.0.length.min_words: 4, now 5"),
+        error.contains("`clean.0.length.min_words` was 4, now 5"),
         "{error}"
     );
     let error = refusal(&mut bench.prepare("new", &["--set", "pack.split.test=0.2"]));

@@ -1,8 +1,10 @@
 //! Recipes: TOML files that users write, checked key by key, with values replaced on the command line.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use serde::de::DeserializeOwned;
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
 
 /// What makes a recipe unusable.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +23,12 @@ pub enum RecipeError {
     /// The text is not TOML.
     #[error("the recipe is not TOML: {0}")]
     Syntax(String),
+    /// A run is resumed with another recipe.
+    #[error(
+        "the run was started with another recipe: {}; resume it as it was, or start another run",
+        listed(.0)
+    )]
+    Changed(Vec<Difference>),
     /// A key is unknown, missing, or has an impossible value.
     #[error("recipe key `{key}`: {problem}")]
     Key {
@@ -41,38 +49,118 @@ impl RecipeError {
     }
 }
 
-/// Reads a recipe and applies overrides such as `("optimizer.learning_rate", "3e-4")`.
-///
-/// # Errors
-///
-/// When the file cannot be read or is not TOML, or a key is unknown, missing or has an impossible value.
-pub fn read<T: DeserializeOwned>(
-    path: &Path,
-    overrides: &[(String, String)],
-) -> Result<T, RecipeError> {
-    let text = std::fs::read_to_string(path).map_err(|source| RecipeError::Unreadable {
-        path: path.to_owned(),
-        source,
-    })?;
-    parse(&text, overrides)
+/// A key that has another value in another recipe.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Difference {
+    /// The key's full name.
+    pub key: String,
+    /// What it was.
+    pub old: Option<Value>,
+    /// What it is.
+    pub new: Option<Value>,
 }
 
-/// Parses a recipe and applies overrides.
+impl std::fmt::Display for Difference {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        let show = |value: &Option<Value>| match value {
+            Some(value) => value.to_string(),
+            None => "not there".to_owned(),
+        };
+        let (old, new) = (show(&self.old), show(&self.new));
+        write!(f, "`{}` was {old}, now {new}", self.key)
+    }
+}
+
+/// Differences as one line.
+pub(crate) fn listed(differences: &[Difference]) -> String {
+    let lines: Vec<String> = differences.iter().map(Difference::to_string).collect();
+    lines.join(", ")
+}
+
+/// The keys at which two recipes differ, list items by their numbers from 0.
 ///
 /// # Errors
 ///
-/// As [`read`].
+/// When one of them holds a value that cannot be written, such as a path that is not UTF-8.
+pub fn differences(
+    old: &impl Serialize,
+    new: &impl Serialize,
+) -> Result<Vec<Difference>, RecipeError> {
+    let (old, new) = (leaves(old)?, leaves(new)?);
+    let keys: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+    let differences = keys
+        .into_iter()
+        .filter(|key| old.get(*key) != new.get(*key))
+        .map(|key| Difference {
+            key: key.clone(),
+            old: old.get(key).cloned(),
+            new: new.get(key).cloned(),
+        });
+    Ok(differences.collect())
+}
+
+/// All values by their full keys.
+fn leaves(recipe: &impl Serialize) -> Result<BTreeMap<String, Value>, RecipeError> {
+    fn collect(key: &str, value: Value, leaves: &mut BTreeMap<String, Value>) {
+        let below = |name: &str| match key {
+            "" => name.to_owned(),
+            key => format!("{key}.{name}"),
+        };
+        match value {
+            Value::Object(fields) if !fields.is_empty() => {
+                for (name, value) in fields {
+                    collect(&below(&name), value, leaves);
+                }
+            }
+            Value::Array(items) if !items.is_empty() => {
+                for (index, item) in items.into_iter().enumerate() {
+                    collect(&below(&index.to_string()), item, leaves);
+                }
+            }
+            value => {
+                leaves.insert(key.to_owned(), value);
+            }
+        }
+    }
+    let value = serde_json::to_value(recipe);
+    let value = value.map_err(|error| RecipeError::Unwritable(error.to_string()))?;
+    let mut leaves = BTreeMap::new();
+    collect("", value, &mut leaves);
+    Ok(leaves)
+}
+
+/// Reads the text of a recipe.
+///
+/// # Errors
+///
+/// When the file cannot be read.
+pub fn read(path: &Path) -> Result<String, RecipeError> {
+    std::fs::read_to_string(path).map_err(|source| RecipeError::Unreadable {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Parses a recipe and applies overrides such as `("optimizer.learning_rate", "3e-4")`. Short forms are spelled
+/// out by `spell_out`, before overrides and after.
+///
+/// # Errors
+///
+/// When the text is not TOML, or a key is unknown, missing or has an impossible value.
 pub fn parse<T: DeserializeOwned>(
     text: &str,
     overrides: &[(String, String)],
+    spell_out: impl Fn(&mut toml::Value),
 ) -> Result<T, RecipeError> {
     let table: toml::Table = text
         .parse()
         .map_err(|error: toml::de::Error| RecipeError::Syntax(error.to_string()))?;
     let mut recipe = toml::Value::Table(table);
+    spell_out(&mut recipe);
     for (key, value) in overrides {
         set(&mut recipe, key, value)?;
     }
+    spell_out(&mut recipe);
     serde_path_to_error::deserialize(recipe).map_err(|error| {
         let path = error.path().to_string();
         let problem = error.into_inner().message().to_owned();
@@ -135,7 +223,7 @@ mod tests {
     fn parsed(key: &str, value: &str) -> Result<toml::Table, String> {
         let overrides = [(key.to_owned(), value.to_owned())];
         let text = "size = 3\n[[sources]]\npath = 'a'\n[[sources]]\npath = 'b'";
-        parse(text, &overrides).map_err(|error| error.to_string())
+        parse(text, &overrides, |_| ()).map_err(|error| error.to_string())
     }
 
     #[test]

@@ -115,7 +115,7 @@ impl InputFile {
             segments,
             prefix_lengths: self.prefix_lengths(config, &tokens, device)?,
             decoder_tokens: self.decoder_tokens(architecture, &tokens, device)?,
-            tokens,
+            ..tokens.into()
         })
     }
 

@@ -3,11 +3,11 @@
 use burn::config::Config;
 use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
-use burn::tensor::{Bool, Device, Int, Tensor, TensorData, module};
+use burn::tensor::{Device, Int, Tensor, TensorData, module};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ConfigError, init,
+    ConfigError, Inputs, init,
     norm::{Norm, NormConfig},
     require_dropout, require_positive,
 };
@@ -146,34 +146,6 @@ impl EmbeddingConfig {
     }
 }
 
-/// What a model reads.
-#[derive(Clone, Debug)]
-pub struct Inputs {
-    /// Token ids, `[batch, seq]`.
-    pub tokens: Tensor<2, Int>,
-    /// Which tokens are real and not padding, `[batch, seq]`. All when none. With a cache it covers
-    /// the cached tokens too.
-    pub visible: Option<Tensor<2, Bool>>,
-    /// The segment of each token, `[batch, seq]`. The first when none.
-    pub segments: Option<Tensor<2, Int>>,
-    /// How many tokens of each sequence are a prefix that all see, `[batch]`. None of them when none.
-    pub prefix_lengths: Option<Tensor<1, Int>>,
-    /// What the decoder reads, `[batch, decoder seq]`, for models with an encoder.
-    pub decoder_tokens: Option<Tensor<2, Int>>,
-}
-
-impl From<Tensor<2, Int>> for Inputs {
-    fn from(tokens: Tensor<2, Int>) -> Self {
-        Self {
-            tokens,
-            visible: None,
-            segments: None,
-            prefix_lengths: None,
-            decoder_tokens: None,
-        }
-    }
-}
-
 /// Turns token ids into vectors.
 #[derive(Module, Debug)]
 pub struct Embedding {
@@ -233,7 +205,7 @@ impl Embedding {
 
     /// What is added for the position, `[batch or 1, seq, d_model]`.
     fn positions(&self, inputs: &Inputs, start: usize) -> Option<Tensor<3>> {
-        let [batch, seq] = inputs.tokens.dims();
+        let [_, seq] = inputs.tokens.dims();
         let device = inputs.tokens.device();
         let EmbeddingConfig {
             context_length,
@@ -249,27 +221,31 @@ impl Embedding {
             "embedding: positions {start}..{} exceed the context length {context_length}",
             start + seq
         );
-        let indices = || Tensor::<1, Int>::arange(start as i64..(start + seq) as i64, &device);
         let position = || self.position.as_ref().map(Param::val);
-        Some(match &self.config.position {
-            PositionConfig::None => return None,
-            PositionConfig::Learned => position()?.narrow(0, start, seq).unsqueeze(),
-            PositionConfig::LearnedSkippingPadding { padding_id } => {
+        let given = inputs.positions();
+        Some(match (&self.config.position, given) {
+            (PositionConfig::None, _) => return None,
+            (PositionConfig::Learned, None) => position()?.narrow(0, start, seq).unsqueeze(),
+            (PositionConfig::Learned, Some(given)) => module::embedding(position()?, given),
+            (PositionConfig::LearnedSkippingPadding { padding_id }, given) => {
                 let padding = *padding_id as i64;
                 let real = inputs.tokens.clone().not_equal_elem(padding).int();
-                let counted = (real.clone().cumsum(1) + start as i64) * real + padding;
-                module::embedding(position()?, counted)
-            }
-            PositionConfig::Sinusoidal => sinusoidal(start, seq, d_model, &device).unsqueeze(),
-            PositionConfig::PrefixAndBlock => {
-                let lengths = match inputs.prefix_lengths.clone() {
-                    Some(lengths) => lengths,
-                    None => Tensor::zeros([batch], &device),
+                let counted = match given {
+                    None => real.clone().cumsum(1) + start as i64,
+                    Some(given) => given + 1,
                 };
-                let last = lengths.reshape([batch, 1]).expand([batch, seq]) - 1;
-                let indices = indices().reshape([1, seq]).expand([batch, seq]);
-                let within = indices.clone().min_pair(last.clone()).clamp_min(0);
-                let after = (indices - last).clamp_min(0);
+                module::embedding(position()?, counted * real + padding)
+            }
+            (PositionConfig::Sinusoidal, None) => {
+                sinusoidal(start, seq, d_model, &device).unsqueeze()
+            }
+            (PositionConfig::Sinusoidal, Some(given)) => {
+                module::embedding(sinusoidal(0, start + seq, d_model, &device), given)
+            }
+            (PositionConfig::PrefixAndBlock, _) => {
+                let (within, after) = prefix_and_block(inputs, start);
+                let within = inputs.positions.clone().unwrap_or(within);
+                let after = inputs.block_positions.clone().unwrap_or(after);
                 module::embedding(position()?, within)
                     + module::embedding(self.block_position.as_ref()?.val(), after)
             }
@@ -289,6 +265,23 @@ impl Embedding {
         let kept = (-masked + 1.0) * scale;
         x * kept.reshape([batch, seq, 1])
     }
+}
+
+/// Both positions of each token, `[batch, seq]`, as they follow from the prefix.
+fn prefix_and_block(inputs: &Inputs, start: usize) -> (Tensor<2, Int>, Tensor<2, Int>) {
+    let [batch, seq] = inputs.tokens.dims();
+    let device = inputs.tokens.device();
+    let lengths = match inputs.prefix_lengths.clone() {
+        Some(lengths) => lengths,
+        None => Tensor::zeros([batch], &device),
+    };
+    let last = lengths.reshape([batch, 1]).expand([batch, seq]) - 1;
+    let places = inputs.places_in_documents().unwrap_or_else(|| {
+        let places = Tensor::<1, Int>::arange(start as i64..(start + seq) as i64, &device);
+        places.reshape([1, seq]).expand([batch, seq])
+    });
+    let within = places.clone().min_pair(last.clone()).clamp_min(0);
+    (within, (places - last).clamp_min(0))
 }
 
 /// `[seq, d_model]`: channel `2i` is the sine and `2i + 1` the cosine of

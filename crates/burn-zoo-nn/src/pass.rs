@@ -26,6 +26,11 @@ pub struct Pass {
     /// How many tokens of each sequence are visible to all of its tokens, `[batch]`, for
     /// [`AttentionPattern::Prefix`]. None of them when none.
     pub prefix_lengths: Option<Tensor<1, Int>>,
+    /// The document of each token, cached ones included, `[batch, start + seq]`: tokens see their own alone.
+    /// All are one when none.
+    pub documents: Option<Tensor<2, Int>>,
+    /// The position of each token for rotary positions, `[batch, seq]`. Its place in the sequence when none.
+    pub positions: Option<Tensor<2, Int>>,
     /// What cross-attention reads.
     pub memory: Option<Memory>,
     /// The probabilities of each self-attention layer, `[batch, n_heads, seq, start + seq]`, collected
@@ -101,7 +106,9 @@ impl Pass {
             );
             hide(visible.reshape([batch, 1, 1, keys]))
         });
-        [self.relative.clone(), alibi, prefix, padding]
+        let documents = self.documents.clone();
+        let others = documents.map(|documents| hide(self.same_document(documents, seq)));
+        [self.relative.clone(), alibi, prefix, padding, others]
             .into_iter()
             .flatten()
             .reduce(|sum, bias| sum + bias)
@@ -154,6 +161,20 @@ impl Pass {
         }
     }
 
+    /// Which keys are of the query's document, `[batch, 1, seq, keys]`.
+    fn same_document(&self, documents: Tensor<2, Int>, seq: usize) -> Tensor<4, Bool> {
+        let [batch, keys] = documents.dims();
+        assert_eq!(
+            keys,
+            self.start + seq,
+            "attention: documents must cover the cached and the new tokens"
+        );
+        let shape = [batch, 1, seq, keys];
+        let queries = documents.clone().narrow(1, self.start, seq);
+        let queries = queries.reshape([batch, 1, seq, 1]).expand(shape);
+        queries.equal(documents.reshape([batch, 1, 1, keys]).expand(shape))
+    }
+
     /// The rotations of the input's positions.
     pub(crate) fn rotary(
         &mut self,
@@ -164,7 +185,11 @@ impl Pass {
         if let Some((_, table)) = self.tables.iter().find(|(known, _)| known == config) {
             return table.clone();
         }
-        let table = config.table(self.start, self.start + seq, device);
+        let end = self.start + seq;
+        let table = match self.positions.clone() {
+            None => config.table(self.start, end, device),
+            Some(positions) => config.table(0, end, device).at(positions),
+        };
         self.tables.push((config.clone(), table.clone()));
         table
     }

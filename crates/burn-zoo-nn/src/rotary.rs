@@ -3,7 +3,7 @@
 //! Each pair of channels of a query or key is turned by an angle proportional to its position, so
 //! that their product depends on the distance alone.
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use crate::ConfigError;
@@ -271,15 +271,31 @@ impl RotaryConfig {
 /// What queries and keys of some positions are turned by.
 #[derive(Clone, Debug)]
 pub struct RotaryTable {
-    /// `[1, 1, seq, dims / 2]`.
+    /// `[batch or 1, 1, seq, dims / 2]`.
     cos: Tensor<4>,
-    /// `[1, 1, seq, dims / 2]`.
+    /// `[batch or 1, 1, seq, dims / 2]`.
     sin: Tensor<4>,
     dims: usize,
     pairing: RotaryPairing,
 }
 
 impl RotaryTable {
+    /// From the rotations of positions from 0 on those of other positions, `[batch, seq]`.
+    pub(crate) fn at(self, positions: Tensor<2, Int>) -> Self {
+        let [batch, seq] = positions.dims();
+        let places = positions.reshape([batch * seq]);
+        let rows = |table: Tensor<4>| {
+            let [.., n_pairs] = table.dims();
+            let rows = table.select(2, places.clone());
+            rows.reshape([batch, 1, seq, n_pairs])
+        };
+        Self {
+            cos: rows(self.cos),
+            sin: rows(self.sin),
+            ..self
+        }
+    }
+
     /// Turns queries or keys, `[batch, n_heads, seq, head_dim] → [batch, n_heads, seq, head_dim]`.
     pub fn apply(&self, input: Tensor<4>) -> Tensor<4> {
         let [batch, n_heads, seq, head_dim] = input.dims();

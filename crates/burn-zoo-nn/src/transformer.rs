@@ -1,7 +1,6 @@
 //! The model: embedding → stack → head, with an encoder before the stack where there is one.
 
 use burn::module::{Module, ModuleDisplay};
-use burn::nn::Linear;
 use burn::tensor::{Device, Int, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -11,9 +10,11 @@ use crate::{
     block::BlockConfig,
     cache::KvCache,
     contact::{ContactHead, ContactHeadConfig},
-    embedding::{Embedding, EmbeddingConfig, Inputs, PositionConfig},
+    embedding::{Embedding, EmbeddingConfig, PositionConfig},
     head::{Head, HeadConfig, HeadOutput},
     init,
+    inputs::Inputs,
+    linear::{Linear, Linears, within},
     mixture::Routing,
     norm::NormConfig,
     pass::{Memory, Pass},
@@ -28,9 +29,9 @@ pub trait LanguageModel: Module + ModuleDisplay + 'static {
     /// Token ids `[batch, seq]` to logits `[batch, seq, vocab_size]`.
     fn forward(&self, tokens: Tensor<2, Int>) -> Tensor<3>;
 
-    /// The same for inputs with more than tokens, and with what each mixture of experts decided: their
-    /// auxiliary losses are part of the training loss. A model that does not say otherwise reads the
-    /// tokens alone.
+    /// The same for inputs with more than tokens, with what each mixture of experts decided: their
+    /// auxiliary losses are part of the training loss. With an encoder the logits are for the decoder's
+    /// tokens. A model that does not say otherwise reads the tokens alone.
     fn forward_routed(&self, inputs: Inputs) -> (Tensor<3>, Vec<Routing>) {
         (self.forward(inputs.tokens), Vec::new())
     }
@@ -246,6 +247,15 @@ impl TransformerConfig {
             + self.head.n_parameters(self.vocab_size(), d_model)
     }
 
+    /// Gives `model` a new pooler and head, where it has them.
+    pub fn init_ends(&self, model: &mut Transformer, device: &Device) {
+        let (d_model, std) = (self.d_model(), self.embedding.init_std);
+        model.pooler = self
+            .pooler
+            .then(|| init::linear(d_model, d_model, true, std, device));
+        model.head = self.head.init(self.vocab_size(), d_model, std, device);
+    }
+
     /// A model on `device`. Its values follow from [`init::seed`].
     ///
     /// # Panics
@@ -312,6 +322,21 @@ pub struct Outputs {
 }
 
 impl Transformer {
+    /// Its linear layers by path, such as `stack.blocks.0.attention.query`: all matrices but embeddings and
+    /// the reader of contacts.
+    pub fn linears(&mut self) -> Linears<'_> {
+        let mut linears = Linears::new();
+        if let Some(encoder) = &mut self.encoder {
+            linears.extend(within("encoder", encoder.linears()));
+        }
+        linears.extend(within("stack", self.stack.linears()));
+        if let Some(pooler) = &mut self.pooler {
+            linears.extend(within("pooler", pooler.linears()));
+        }
+        linears.extend(within("head", self.head.linears()));
+        linears
+    }
+
     /// The longest sequence.
     pub fn context_length(&self) -> usize {
         self.context_length
@@ -339,22 +364,8 @@ impl Transformer {
         let inputs = inputs.into();
         // Heads look for marks in what was given, not in what a decoder is fed.
         let tokens = inputs.tokens.clone();
-        let memory = self.encode(&inputs);
-        let stack_inputs = match &memory {
-            None => inputs,
-            Some(_) => {
-                let tokens = inputs.decoder_tokens;
-                tokens
-                    .expect("an encoder–decoder needs decoder tokens")
-                    .into()
-            }
-        };
-        let encoder_hidden = memory.as_ref().map(|memory| memory.hidden.clone());
-        let pass = Pass {
-            memory,
-            ..Pass::default()
-        };
-        let (hidden, pass) = self.run(stack_inputs, pass, None);
+        let (hidden, pass) = self.read(inputs);
+        let encoder_hidden = pass.memory.map(|memory| memory.hidden);
         let pooled = self.pooler.as_ref().map(|pooler| {
             let first = hidden.clone().narrow(1, 0, 1).squeeze_dim::<2>(1);
             pooler.forward(first).tanh()
@@ -371,11 +382,27 @@ impl Transformer {
         }
     }
 
+    /// The normalised output of the last block, of the decoder where there is an encoder, which is read first.
+    fn read(&self, inputs: Inputs) -> (Tensor<3>, Pass) {
+        let Some(memory) = self.encode(&inputs) else {
+            return self.run(inputs, Pass::default(), None);
+        };
+        let tokens = inputs.decoder_tokens;
+        let tokens = tokens.expect("an encoder–decoder needs decoder tokens");
+        let pass = Pass {
+            memory: Some(memory),
+            ..Pass::default()
+        };
+        self.run(tokens.into(), pass, None)
+    }
+
     /// The encoder's reading of the input, if there is an encoder.
     pub fn encode(&self, inputs: &Inputs) -> Option<Memory> {
         let encoder = self.encoder.as_ref()?;
         let mut pass = Pass {
             visible: inputs.visible.clone(),
+            documents: inputs.documents.clone(),
+            positions: inputs.positions(),
             ..Pass::default()
         };
         let x = self.embedding.forward(inputs, 0);
@@ -400,6 +427,8 @@ impl Transformer {
             memory: pass.memory.clone().or(cached),
             visible: inputs.visible.clone(),
             prefix_lengths: inputs.prefix_lengths.clone(),
+            documents: inputs.documents.clone(),
+            positions: inputs.positions(),
             ..pass
         };
         let x = self.embedding.forward(&inputs, start);
@@ -455,7 +484,7 @@ impl LanguageModel for Transformer {
     }
 
     fn forward_routed(&self, inputs: Inputs) -> (Tensor<3>, Vec<Routing>) {
-        let (hidden, pass) = self.run(inputs, Pass::default(), None);
+        let (hidden, pass) = self.read(inputs);
         (self.logits(hidden), pass.routing)
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! burn's learner saves model, optimiser and schedule from three threads. Each writes its part into
 //! a folder beside the final one; the last to finish adds the state of the run, syncs, renames the
-//! folder, and only then removes old checkpoints.
+//! folder, and only then removes old checkpoints, each renamed first.
 //!
 //! ```text
 //! checkpoint/step-500/model.bpk  optimizer.bpk  schedule.bpk  state.json
@@ -39,7 +39,7 @@ pub struct RunState {
     pub best: Option<Evaluation>,
     /// Evaluations since the best one.
     pub evaluations_since_best: usize,
-    /// Tokens learned from.
+    /// Predictions learned from: tokens of a text, or labels.
     pub tokens: usize,
     /// Seconds spent in training steps.
     pub training_seconds: f64,
@@ -54,6 +54,9 @@ pub struct Evaluation {
     pub step: usize,
     /// The mean loss over the validation split, in nats.
     pub loss: f64,
+    /// The share of predictions that are right, where that is counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<f64>,
 }
 
 /// What makes a checkpoint unusable.
@@ -94,7 +97,7 @@ pub struct Checkpoints {
 
 impl Checkpoints {
     /// Opens a folder, which is made when it is not there, and removes what an earlier run left
-    /// half-written. The newest `keep` checkpoints and the best one are kept.
+    /// half-written or half-removed. The newest `keep` checkpoints and the best one are kept.
     pub fn open(folder: &Path, keep: usize) -> Result<Arc<Self>, CheckpointError> {
         let io = |source| CheckpointError::Io {
             path: folder.to_owned(),
@@ -102,9 +105,15 @@ impl Checkpoints {
         };
         fs::create_dir_all(folder).map_err(io)?;
         for entry in fs::read_dir(folder).map_err(io)? {
-            let entry = entry.map_err(io)?;
-            if entry.file_name().to_string_lossy().ends_with(".partial") {
-                fs::remove_dir_all(entry.path()).map_err(io)?;
+            let path = entry.map_err(io)?.path();
+            let whole = path.with_extension("");
+            match path.extension().and_then(|extension| extension.to_str()) {
+                // Killed between the last file and the name: the state is written last.
+                Some("partial") if path.join(STATE).exists() && !whole.exists() => {
+                    fs::rename(&path, &whole).map_err(io)?;
+                }
+                Some("partial" | "old") => fs::remove_dir_all(&path).map_err(io)?,
+                _ => {}
             }
         }
         Ok(Arc::new(Self {
@@ -209,11 +218,16 @@ impl Checkpoints {
         let (partial, path) = (self.partial(step), self.path(step));
         let json = serde_json::to_vec_pretty(&state)?;
         files::replace_with(&partial.join(STATE), json)?;
-        if path.exists() {
-            fs::remove_dir_all(&path)?;
+        let old = path.with_extension("old");
+        let is_replaced = path.exists();
+        if is_replaced {
+            fs::rename(&path, &old)?;
         }
         fs::rename(&partial, &path)?;
         files::sync_folder(&self.folder)?;
+        if is_replaced {
+            fs::remove_dir_all(&old)?;
+        }
         self.remove_old(state.best.map(|best| best.step))
     }
 
@@ -221,7 +235,9 @@ impl Checkpoints {
         let steps = self.steps();
         let old = steps.iter().rev().skip(self.keep);
         for &step in old.filter(|&&step| Some(step) != best) {
-            fs::remove_dir_all(self.path(step))?;
+            let (path, old) = (self.path(step), self.path(step).with_extension("old"));
+            fs::rename(path, &old)?;
+            fs::remove_dir_all(old)?;
         }
         Ok(())
     }
@@ -267,5 +283,36 @@ pub(crate) struct OnRequest;
 impl CheckpointingStrategy for OnRequest {
     fn checkpointing(&mut self, _: usize, _: &EventStoreClient) -> Vec<CheckpointingAction> {
         vec![CheckpointingAction::Save]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a kill may leave at any moment between two checkpoints.
+    #[test]
+    fn only_whole_checkpoints_are_seen() {
+        let folder = tempfile::tempdir().unwrap();
+        let make = |name: &str, files: &[&str]| {
+            let path = folder.path().join(name);
+            fs::create_dir(&path).unwrap();
+            for file in files {
+                fs::write(path.join(file), "{}").unwrap();
+            }
+        };
+        let whole = [MODEL, OPTIMIZER, SCHEDULE, STATE];
+        make("step-10", &whole);
+        // Replaced, and killed before the new one had the name.
+        make("step-20.old", &whole);
+        make("step-20.partial", &whole);
+        // Killed while it was written, and while one was removed.
+        make("step-30.partial", &[MODEL, OPTIMIZER]);
+        make("step-5.old", &[SCHEDULE, STATE]);
+        // Killed before the old one was moved away.
+        make("step-10.partial", &whole);
+        let checkpoints = Checkpoints::open(folder.path(), 2).unwrap();
+        assert_eq!(checkpoints.steps(), BTreeSet::from([10, 20]));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
     }
 }

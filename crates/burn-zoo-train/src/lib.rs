@@ -3,21 +3,26 @@
 //! Three ways in, from most to least ready-made:
 //!
 //! - [`run::train`] takes a [`Recipe`] and a text and leaves a model directory;
-//! - [`trainer::fit`] takes any [`LanguageModel`](burn_zoo_nn::LanguageModel), also one composed by
-//!   hand, and tokens;
-//! - [`CausalLm`](objective::CausalLm) and [`StepLoop`](step_loop::StepLoop) are a `TrainStep` and a
+//! - [`trainer::fit`] takes any model, also one composed by hand, an
+//!   [`Objective`](objective::Objective), and data;
+//! - [`Trainee`](objective::Trainee) and [`StepLoop`](step_loop::StepLoop) are a `TrainStep` and a
 //!   strategy for burn-train's `SupervisedTraining`.
 
+pub mod adaptation;
 pub mod checkpoint;
+mod labelled;
 pub mod lines;
+pub mod lock;
 pub mod memory;
 pub mod metrics;
 pub mod objective;
 pub mod optimizer;
+pub mod parameters;
 pub mod recipe;
 pub mod run;
 pub mod schedule;
 pub mod step_loop;
+mod task;
 mod terminal;
 pub mod trainer;
 

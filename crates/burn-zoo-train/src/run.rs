@@ -12,31 +12,43 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use burn_train::Interrupter;
+use burn_train::{Interrupter, checkpoint::CheckpointerError};
 use burn_zoo_data::{
-    corpus::Corpus,
-    tokenizer::{Tokenizer, TokenizerConfig, TokenizerError},
+    labelled::LabelledError,
+    pairs::NoPairs,
+    shards::{ShardError, TokenSource},
+    tokenizer::{Tokenizer, TokenizerError},
+    windows::{Splits, TooShort},
 };
 use burn_zoo_models::{
+    adapter,
     directory::{self, DirectoryError},
     files,
 };
-use burn_zoo_nn::{ConfigError, Inputs, LanguageModel, Transformer, TransformerConfig, init};
+use burn_zoo_nn::{ConfigError, Inputs, LanguageModel, Transformer, TransformerConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    adaptation::{self, AdaptationError},
     checkpoint::RunState,
+    labelled,
+    lock::{FolderLock, LockError},
     memory,
-    recipe::{Objective, Recipe, RecipeError},
+    recipe::{Recipe, RecipeError},
     step_loop::{End, Record},
-    trainer::{Display, FitError, Session, Splits, TrainerConfig, fit},
+    task::{Data, Task},
+    trainer::{Display, FitError, Session, TrainerConfig},
 };
+
+pub use crate::task::Material;
 
 const RECIPE: &str = "recipe.toml";
 const SUMMARY: &str = "summary.json";
 const TRAINING: &str = "training";
 const CHECKPOINTS: &str = "training/checkpoint";
 const HISTORY: &str = "training/metrics.jsonl";
+/// The recipe that the last checkpoint was trained by, whatever becomes of the user's.
+const TRAINED: &str = "training/recipe.toml";
 const FINGERPRINT: &str = "training/data.json";
 
 /// What to do with a directory that may hold a run.
@@ -87,6 +99,9 @@ pub enum RunError {
     /// There is no run to continue.
     #[error("{} holds no run to resume", .0.display())]
     NothingToResume(PathBuf),
+    /// Another process trains there.
+    #[error(transparent)]
+    Locked(#[from] LockError),
     /// The text is not the one that the run was started with.
     #[error(
         "the corpus is not the one that this run learned from: resume with the same text, or start another run"
@@ -95,12 +110,36 @@ pub enum RunError {
     /// The model's sizes do not fit the tokenizer.
     #[error("recipe key `model.{}`: {}", .0.field, .0.problem)]
     Model(ConfigError),
+    /// There are too few tokens.
+    #[error(transparent)]
+    TooShort(#[from] TooShort),
+    /// There are too few sentences.
+    #[error(transparent)]
+    NoPairs(#[from] NoPairs),
+    /// Packed tokens cannot be read.
+    #[error(transparent)]
+    Shards(#[from] ShardError),
     /// The recipe is unusable.
     #[error(transparent)]
     Recipe(#[from] RecipeError),
     /// The tokenizer fails.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
+    /// A key of `data` does not fit.
+    #[error("recipe key `data.{}`: {}", .0.field, .0.problem)]
+    Data(ConfigError),
+    /// The objective learns from something else.
+    #[error("the recipe's objective learns from {0}: give it with --corpus")]
+    Material(&'static str),
+    /// The tokenizer cannot be made here.
+    #[error("recipe key `tokenizer`: {0}")]
+    Tokenization(&'static str),
+    /// Labelled texts cannot be used.
+    #[error(transparent)]
+    Labelled(#[from] LabelledError),
+    /// The adaptation does not fit the model.
+    #[error(transparent)]
+    Adaptation(#[from] AdaptationError),
     /// The model cannot be written.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
@@ -147,6 +186,15 @@ pub struct Summary {
     pub saved_iteration: usize,
     /// The most memory that the process had resident, in bytes.
     pub peak_memory_bytes: Option<u64>,
+    /// The share of held-out predictions that are right, where that is counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub valid_accuracy: Option<f64>,
+    /// The mean loss over the test split, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test_loss: Option<f64>,
+    /// The share of its predictions that are right, where that is counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test_accuracy: Option<f64>,
     /// For each mixture of experts, the share of the choices that each expert takes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expert_load: Option<Vec<Vec<f64>>>,
@@ -173,10 +221,19 @@ pub fn saved_recipe(out: &Path, overrides: &[(String, String)]) -> Result<Recipe
     }
 }
 
-/// Trains the recipe's model on `text` and leaves a model directory.
+/// The recipe that a run was trained by so far.
+fn trained_recipe(out: &Path) -> Result<Recipe, RunError> {
+    let path = out.join(TRAINED);
+    match path.exists() {
+        true => Ok(Recipe::read(&path, &[])?),
+        false => saved_recipe(out, &[]),
+    }
+}
+
+/// Trains the recipe's model and leaves a model directory.
 pub fn train(
     recipe: &Recipe,
-    text: &str,
+    material: Material<'_>,
     device: &Device,
     options: RunOptions,
 ) -> Result<Run, RunError> {
@@ -184,64 +241,53 @@ pub fn train(
     let earlier = earlier_run(out, options.start)?;
     let resume = options.start == Start::Resume;
     let training = out.join(TRAINING);
+    let lock = match training.exists() {
+        true => Some(FolderLock::acquire(&training)?),
+        false => None,
+    };
     let recipe_toml = recipe.to_toml()?;
     if resume {
-        saved_recipe(out, &[])?.check_resumable(recipe)?;
+        trained_recipe(out)?.check_resumable(recipe)?;
     }
 
-    let corpus = Corpus::split(text, recipe.data.valid_fraction);
-    let mut tokenizer = match resume {
-        true => Tokenizer::load(&out.join(directory::TOKENIZER))?,
-        false => train_tokenizer(&recipe.tokenizer, text, &corpus)?,
+    let earlier_tokenizer = match resume {
+        true => Some(Tokenizer::load(&out.join(directory::TOKENIZER))?),
+        false => None,
     };
-    if recipe.objective.needs_mask() {
-        tokenizer.add_mask()?;
-    }
-    let splits = Splits {
-        train: tokenizer.encode(&corpus.train)?.into(),
-        valid: tokenizer.encode(&corpus.valid)?.into(),
-    };
-    let mut architecture = recipe
-        .model
-        .architecture(tokenizer.vocab_size())
-        .map_err(RunError::Model)?;
-    let mask = tokenizer.mask_id();
-    if let Some(mask) = mask {
-        architecture
-            .json
-            .entry("mask_token_id")
-            .or_insert_with(|| mask.into());
-    }
-    let config = &architecture.transformer;
-    check_objective(recipe.objective, config).map_err(RunError::Model)?;
-    splits
-        .require_window(config.context_length())
-        .map_err(FitError::from)?;
+    let mut task = Task::prepare(recipe, material, earlier_tokenizer)?;
+    let (model, whole) = task.model(recipe, device)?;
 
     // From here on the directory changes: everything that can be refused has been.
+    let _lock = match lock {
+        Some(lock) => lock,
+        None => FolderLock::acquire(&training)?,
+    };
     if options.start == Start::Overwrite {
         remove(&earlier)?;
     }
-    fs::create_dir_all(&training).map_err(io_error(&training))?;
-    check_fingerprint(out, &splits, resume)?;
+    check_fingerprint(out, &task.splits, resume)?;
     let write = |name: &str, contents: String| {
         let path = out.join(name);
         files::replace_with(&path, contents).map_err(io_error(&path))
     };
-    write(directory::TOKENIZER, tokenizer.to_json()?)?;
-    write(RECIPE, recipe_toml)?;
+    write(directory::TOKENIZER, task.tokenizer.to_json()?)?;
+    write(RECIPE, recipe_toml.clone())?;
+    write(TRAINED, recipe_toml)?;
 
     let log = Mutex::new(MetricsLog {
         path: out.join(HISTORY),
         file: None,
     });
+    let interrupter = options.interrupter.clone();
     let on_record = move |record| {
         let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(error) = log.write(record) {
-            tracing::warn!("{}: {error}", log.path.display());
+            // A history with holes is none: the last checkpoint knows where it goes on.
+            let error =
+                std::io::Error::new(error.kind(), format!("{}: {error}", log.path.display()));
+            interrupter.fail(CheckpointerError::IOError(error));
         }
     };
-    init::seed(recipe.seed);
     let session = Session {
         folder: Some(training.clone()),
         resume,
@@ -249,23 +295,26 @@ pub fn train(
         interrupter: options.interrupter,
         on_record: Arc::new(on_record),
     };
-    let fitted = fit(
-        config.init(device),
-        &splits,
-        &TrainerConfig::new(recipe, config.context_length(), mask.unwrap_or(0)),
-        device,
-        session,
-    )?;
+    let mut config = TrainerConfig::new(recipe);
+    config.training.iterations = task.iterations(recipe);
+    let fitted = task.fit(model, &config, device, session)?;
     let (model, outcome) = (fitted.model, fitted.outcome);
     let summary = match outcome.end {
         End::Interrupted => None,
         _ => {
-            directory::save(&model, &architecture, out)?;
+            let base = recipe.model.path();
+            let architecture = &task.architecture;
+            adaptation::save(&recipe.adaptation, &model, architecture, base, &whole, out)?;
             let early = outcome.end == End::EarlyStopped;
-            let summary = Summary {
-                expert_load: expert_load(&model, config, &splits.valid),
-                ..summarise(recipe, config, &outcome.state, early, options.backend)
-            };
+            let config = &architecture.transformer;
+            let mut summary = summarise(recipe, config, &outcome.state, early, options.backend);
+            summary.expert_load = expert_load(&model, config, &task.splits.valid)?;
+            if let Data::Labelled(labelled) = &task.data
+                && let Some(test) = &labelled.test
+            {
+                let (loss, accuracy) = labelled::evaluate(&model, test, device)?;
+                (summary.test_loss, summary.test_accuracy) = (Some(loss), accuracy);
+            }
             let json = serde_json::to_string_pretty(&summary).map_err(std::io::Error::from);
             write(SUMMARY, json.map_err(io_error(&out.join(SUMMARY)))?)?;
             Some(summary)
@@ -273,26 +322,10 @@ pub fn train(
     };
     Ok(Run {
         model,
-        tokenizer,
+        tokenizer: task.tokenizer,
         state: outcome.state,
         summary,
     })
-}
-
-/// Learns merges from the training part alone. Characters come from the whole text, because a
-/// held-out one that is in no token could not be scored.
-fn train_tokenizer(
-    config: &TokenizerConfig,
-    text: &str,
-    corpus: &Corpus,
-) -> Result<Tokenizer, TokenizerError> {
-    match config {
-        TokenizerConfig::Char => Tokenizer::train(config, text),
-        TokenizerConfig::Bpe { .. }
-        | TokenizerConfig::WordPiece { .. }
-        | TokenizerConfig::Unigram { .. }
-        | TokenizerConfig::File { .. } => Tokenizer::train(config, &corpus.train),
-    }
 }
 
 /// What a directory holds of a run, unless it should hold none, or some.
@@ -300,11 +333,14 @@ fn earlier_run(out: &Path, start: Start) -> Result<Vec<PathBuf>, RunError> {
     let ours = [
         directory::CONFIG,
         directory::WEIGHTS,
+        adapter::CONFIG,
+        adapter::WEIGHTS,
         directory::TOKENIZER,
         RECIPE,
         SUMMARY,
         CHECKPOINTS,
         HISTORY,
+        TRAINED,
         FINGERPRINT,
     ];
     let paths = ours.iter().map(|name| out.join(name));
@@ -338,23 +374,30 @@ struct Fingerprint {
 }
 
 impl Fingerprint {
-    fn new(splits: &Splits) -> Self {
-        let tokens = splits.train.iter().chain(splits.valid.iter());
-        let hash = tokens.fold(0xcbf2_9ce4_8422_2325_u64, |hash, &token| {
-            (hash ^ u64::from(token)).wrapping_mul(0x100_0000_01b3)
-        });
-        Self {
+    fn new(splits: &Splits) -> Result<Self, ShardError> {
+        const STEP: usize = 1 << 20;
+        let (mut hash, mut tokens) = (0xcbf2_9ce4_8422_2325_u64, Vec::new());
+        for source in [&splits.train, &splits.valid] {
+            for start in (0..source.len()).step_by(STEP) {
+                tokens.clear();
+                source.read(start..source.len().min(start + STEP), &mut tokens)?;
+                hash = tokens.iter().fold(hash, |hash, &token| {
+                    (hash ^ u64::from(token)).wrapping_mul(0x100_0000_01b3)
+                });
+            }
+        }
+        Ok(Self {
             train_tokens: splits.train.len(),
             valid_tokens: splits.valid.len(),
             fnv1a: format!("{hash:016x}"),
-        }
+        })
     }
 }
 
 /// Writes the fingerprint of a new run's text, or refuses another text than a resumed run's.
 fn check_fingerprint(out: &Path, splits: &Splits, resume: bool) -> Result<(), RunError> {
     let path = out.join(FINGERPRINT);
-    let found = Fingerprint::new(splits);
+    let found = Fingerprint::new(splits)?;
     if resume {
         let saved = fs::read_to_string(&path).map_err(io_error(&path))?;
         return match serde_json::from_str::<Fingerprint>(&saved) {
@@ -425,40 +468,10 @@ fn summarise(
         iterations: state.step,
         saved_iteration: saved.map_or(state.step, |valid| valid.step),
         peak_memory_bytes: memory::peak_bytes(),
+        valid_accuracy: saved.and_then(|valid| valid.accuracy),
+        test_loss: None,
+        test_accuracy: None,
         expert_load: None,
-    }
-}
-
-/// Refuses a model that sees what it is asked for, or cannot say it.
-fn check_objective(objective: Objective, config: &TransformerConfig) -> Result<(), ConfigError> {
-    let refuse = |field, problem| Err(ConfigError::new(field, problem));
-    if config.head.language().is_none() {
-        return refuse(
-            "head",
-            "must score the vocabulary: use a class with a language head",
-        );
-    }
-    if config.encoder.is_some() {
-        return refuse(
-            "encoder",
-            "is not trained by this objective: it reads one text, not two",
-        );
-    }
-    match objective {
-        Objective::CausalLm | Objective::PrefixLm if !config.stack.is_decoder() => refuse(
-            "stack.blocks",
-            "see the token to predict: use objective = { masked_lm = { probability = 0.15 } }",
-        ),
-        Objective::CausalLm if config.stack.has_prefix() => refuse(
-            "stack.blocks",
-            "have prefix attention, which this objective leaves untrained: use objective = \
-             \"prefix_lm\"",
-        ),
-        Objective::PrefixLm if !config.stack.has_prefix() => refuse(
-            "stack.blocks",
-            "have no prefix attention: use objective = \"causal_lm\"",
-        ),
-        _ => Ok(()),
     }
 }
 
@@ -467,8 +480,8 @@ fn check_objective(objective: Objective, config: &TransformerConfig) -> Result<(
 fn expert_load(
     model: &Transformer,
     config: &TransformerConfig,
-    valid: &[u32],
-) -> Option<Vec<Vec<f64>>> {
+    valid: &TokenSource,
+) -> Result<Option<Vec<Vec<f64>>>, ShardError> {
     const WINDOWS: usize = 32;
     let mixtures = config
         .stack
@@ -477,12 +490,14 @@ fn expert_load(
         .filter_map(|block| block.mixture.as_ref());
     let mut loads: Vec<Vec<usize>> = mixtures.map(|mixture| vec![0; mixture.n_experts]).collect();
     if loads.is_empty() {
-        return None;
+        return Ok(None);
     }
     let seq = config.context_length();
     let device = model.embedding.token.device();
-    for window in valid.chunks_exact(seq).take(WINDOWS) {
-        let tokens: Vec<i32> = window.iter().map(|&token| token as i32).collect();
+    for window in 0..WINDOWS.min(valid.len() / seq) {
+        let mut tokens = Vec::with_capacity(seq);
+        valid.read(window * seq..(window + 1) * seq, &mut tokens)?;
+        let tokens: Vec<i32> = tokens.into_iter().map(|token| token as i32).collect();
         let tokens = Tensor::<2, Int>::from_data(TensorData::new(tokens, [1, seq]), &device);
         let half = Tensor::<1, Int>::from_data([seq as i64 / 2], &device);
         let (_, routing) = model.forward_routed(Inputs {
@@ -499,5 +514,5 @@ fn expert_load(
         let total = load.iter().sum::<usize>().max(1) as f64;
         load.into_iter().map(|taken| taken as f64 / total).collect()
     });
-    Some(shares.collect())
+    Ok(Some(shares.collect()))
 }

@@ -39,7 +39,7 @@ use finish::Finish;
 use parts::{Group, Parts, Unit};
 
 use crate::clean::{CleanError, DuplicatesError};
-use crate::recipe::RecipeError;
+use crate::recipe::{Difference, RecipeError, differences, listed};
 use crate::shards::{ShardError, Split};
 use crate::sources::SourceError;
 use crate::tokenizer::TokenizerError;
@@ -88,25 +88,25 @@ pub enum PipelineError {
     #[error(
         "{} was begun with another recipe; give another folder, or the recipe it was begun with. {}",
         folder.display(),
-        differences.join("; ")
+        listed(differences)
     )]
     Changed {
         /// The folder.
         folder: PathBuf,
         /// The keys that differ, with both values.
-        differences: Vec<String>,
+        differences: Vec<Difference>,
     },
     /// The files are not those with which the folder was begun.
     #[error(
         "the files have changed since {} was begun; give another folder. {}",
         folder.display(),
-        differences.join("; ")
+        listed(differences)
     )]
     FilesChanged {
         /// The folder.
         folder: PathBuf,
         /// The first files that differ.
-        differences: Vec<String>,
+        differences: Vec<Difference>,
     },
     /// Another process does the same.
     #[error("another process is at work on {what} of {}", folder.display())]
@@ -299,9 +299,12 @@ fn begin(recipe: &DataRecipe, out: &Path) -> Result<Vec<Group>, PipelineError> {
 }
 
 /// Writes a value, or says how it differs from what was written before.
-fn remember(path: &Path, value: &serde_json::Value) -> Result<Vec<String>, PipelineError> {
+fn remember(path: &Path, value: &serde_json::Value) -> Result<Vec<Difference>, PipelineError> {
     match path.exists() {
-        true => Ok(recipe::differences(&parts::read_json(path)?, value)),
+        true => {
+            let old: serde_json::Value = parts::read_json(path)?;
+            Ok(differences(&old, value)?)
+        }
         false => {
             parts::write_json(path, value)?;
             Ok(Vec::new())
@@ -530,7 +533,7 @@ mod tests {
         );
         match prepare(&changed, &out, Share::ALL, &()).unwrap_err() {
             PipelineError::Changed { differences, .. } => {
-                assert_eq!(differences, ["pack.splits.test: 0.1, now 0.2"]);
+                assert_eq!(listed(&differences), "`pack.splits.test` was 0.1, now 0.2");
             }
             other => panic!("{other}"),
         }

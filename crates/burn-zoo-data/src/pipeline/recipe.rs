@@ -109,9 +109,7 @@ impl DataRecipe {
     ///
     /// When the file cannot be read or is not TOML, or a key is unknown, missing or has an impossible value.
     pub fn read(path: &Path, overrides: &[(String, String)]) -> Result<Self, RecipeError> {
-        let recipe: Self = recipe::read(path, overrides)?;
-        recipe.validate()?;
-        Ok(recipe)
+        Self::parse(&recipe::read(path)?, overrides)
     }
 
     /// Parses a recipe and applies overrides.
@@ -120,7 +118,7 @@ impl DataRecipe {
     ///
     /// As [`read`](Self::read).
     pub fn parse(text: &str, overrides: &[(String, String)]) -> Result<Self, RecipeError> {
-        let recipe: Self = recipe::parse(text, overrides)?;
+        let recipe: Self = recipe::parse(text, overrides, |_| ())?;
         recipe.validate()?;
         Ok(recipe)
     }
@@ -174,35 +172,5 @@ impl DataRecipe {
             fields.remove("memory_bytes");
         }
         value
-    }
-}
-
-/// The keys at which two values differ, with both, such as `clean.0.length.min_words: 5, now 6`.
-pub(super) fn differences(old: &Value, new: &Value) -> Vec<String> {
-    let mut found = Vec::new();
-    compare("", old, new, &mut found);
-    found
-}
-
-fn compare(key: &str, old: &Value, new: &Value, found: &mut Vec<String>) {
-    let below = |name: &str| match key {
-        "" => name.to_owned(),
-        key => format!("{key}.{name}"),
-    };
-    match (old, new) {
-        (Value::Object(old), Value::Object(new)) => {
-            let added = new.keys().filter(|name| !old.contains_key(*name));
-            for name in old.keys().chain(added) {
-                let [old, new] = [old, new].map(|fields| fields.get(name).unwrap_or(&Value::Null));
-                compare(&below(name), old, new, found);
-            }
-        }
-        (Value::Array(old), Value::Array(new)) if old.len() == new.len() => {
-            for (index, (old, new)) in old.iter().zip(new).enumerate() {
-                compare(&below(&index.to_string()), old, new, found);
-            }
-        }
-        _ if old != new => found.push(format!("{key}: {old}, now {new}")),
-        _ => {}
     }
 }

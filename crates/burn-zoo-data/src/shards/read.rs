@@ -299,21 +299,45 @@ impl SplitTokens {
 /// Tokens in a row, wherever they are. Clones share them.
 #[derive(Clone, Debug)]
 pub enum TokenSource {
-    /// In memory, one text.
-    Memory(Arc<[u32]>),
+    /// In memory.
+    Memory {
+        /// The tokens.
+        tokens: Arc<[u32]>,
+        /// The positions at which documents begin, in order.
+        documents: Arc<[usize]>,
+    },
     /// On disk.
     Shards(SplitTokens),
 }
 
 impl From<Vec<u32>> for TokenSource {
     fn from(tokens: Vec<u32>) -> Self {
-        Self::Memory(tokens.into())
+        Arc::<[u32]>::from(tokens).into()
     }
 }
 
 impl From<Arc<[u32]>> for TokenSource {
+    /// One document.
     fn from(tokens: Arc<[u32]>) -> Self {
-        Self::Memory(tokens)
+        Self::Memory {
+            tokens,
+            documents: [0].into(),
+        }
+    }
+}
+
+impl FromIterator<Vec<u32>> for TokenSource {
+    /// One document after the other.
+    fn from_iter<I: IntoIterator<Item = Vec<u32>>>(documents: I) -> Self {
+        let (mut tokens, mut starts) = (Vec::new(), Vec::new());
+        for document in documents {
+            starts.push(tokens.len());
+            tokens.extend(document);
+        }
+        Self::Memory {
+            tokens: tokens.into(),
+            documents: starts.into(),
+        }
     }
 }
 
@@ -327,7 +351,7 @@ impl TokenSource {
     /// How many tokens there are.
     pub fn len(&self) -> usize {
         match self {
-            Self::Memory(tokens) => tokens.len(),
+            Self::Memory { tokens, .. } => tokens.len(),
             Self::Shards(tokens) => tokens.len(),
         }
     }
@@ -348,7 +372,7 @@ impl TokenSource {
     /// When the range reaches beyond the end.
     pub fn read(&self, range: Range<usize>, into: &mut Vec<u32>) -> Result<(), ShardError> {
         match self {
-            Self::Memory(tokens) => {
+            Self::Memory { tokens, .. } => {
                 into.extend_from_slice(&tokens[range]);
                 Ok(())
             }
@@ -360,7 +384,11 @@ impl TokenSource {
     /// documents are to be kept apart.
     pub fn document_starts(&self, range: Range<usize>) -> Vec<usize> {
         match self {
-            Self::Memory(_) => range.contains(&0).then_some(0).into_iter().collect(),
+            Self::Memory { documents, .. } => {
+                let first = documents.partition_point(|&start| start < range.start);
+                let rest = documents[first..].iter().copied();
+                rest.take_while(|&start| start < range.end).collect()
+            }
             Self::Shards(tokens) => tokens.document_starts(range),
         }
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use tokenizers::{AddedToken, Model, TruncationParams, pre_tokenizers::split::SplitPattern};
+use tokenizers::{Model, TruncationParams, pre_tokenizers::split::SplitPattern};
 
 use words::{Cut, Pool, byte_characters};
 
@@ -103,7 +103,7 @@ fn lowercase() -> bool {
 /// Turns text into token ids and back.
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
-    library: tokenizers::Tokenizer,
+    pub(crate) library: tokenizers::Tokenizer,
     cut: Cut,
     added: Added,
     words: Arc<Pool>,
@@ -175,19 +175,6 @@ impl Tokenizer {
     pub fn fingerprint(&self) -> Result<String, TokenizerError> {
         let digest = Sha256::digest(self.to_json()?);
         Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect())
-    }
-
-    /// Adds the token [`MASK`], which stands for a hidden one, unless it is there. It is then the last.
-    pub fn add_mask(&mut self) -> Result<(), TokenizerError> {
-        let mut library = self.library.clone();
-        library.add_special_tokens([AddedToken::from(MASK, true)])?;
-        *self = library.into();
-        Ok(())
-    }
-
-    /// The id of [`MASK`], if it is there.
-    pub fn mask_id(&self) -> Option<u32> {
-        self.token_id(MASK)
     }
 
     /// The id of a token, if it is in the vocabulary.

@@ -13,7 +13,8 @@ use crate::{
     },
     train::{
         Interrupter, Recipe,
-        run::{self, Run, RunOptions, Start, Summary},
+        recipe::ModelConfig,
+        run::{self, Material, Run, RunOptions, Start, Summary},
         trainer::Display,
     },
 };
@@ -29,7 +30,7 @@ pub struct Arguments {
     /// A TOML file that says what to train and how [default: a small GPT on the zoo's own source]
     #[arg(value_name = "RECIPE.toml")]
     recipe: Option<PathBuf>,
-    /// The text to learn from: a file, or a folder of files.
+    /// What to learn from: a text or a folder of texts; for labels, a folder of tables called train, dev and test.
     #[arg(long, value_name = "FILE|DIR")]
     corpus: Option<PathBuf>,
     /// Where to leave the model directory [default: the first free of runs/NAME, runs/NAME-2, …]
@@ -44,8 +45,9 @@ pub struct Arguments {
     /// Replace the run that the directory holds.
     #[arg(long, requires = "out", conflicts_with = "resume")]
     overwrite: bool,
-    /// Continue the run that the directory holds, by its own recipe.
-    #[arg(long, requires = "out", conflicts_with = "recipe")]
+    /// Continue the run that the directory holds, by its own recipe, or by one that is the same but for
+    /// how long it takes.
+    #[arg(long, requires = "out")]
     resume: bool,
     /// Print JSON.
     #[arg(long)]
@@ -74,9 +76,18 @@ struct Report<'a> {
 
 pub fn run(arguments: &Arguments) -> Result<End> {
     let recipe = read_recipe(arguments)?;
-    let text = match &recipe.data.corpus {
-        Some(path) => read_text(path)?,
-        None => OWN_TEXT.to_owned(),
+    let corpus = recipe.data.corpus.as_deref();
+    let text = match (recipe.objective.labels(), corpus) {
+        (Some(_), _) => None,
+        (None, Some(path)) => Some(read_text(path)?),
+        (None, None) => Some(OWN_TEXT.to_owned()),
+    };
+    let material = match (&text, corpus) {
+        (Some(text), _) => Material::Text(text),
+        (None, Some(path)) => Material::Tables(path),
+        (None, None) => {
+            return Err("labels are learned from tables: give them with --corpus".into());
+        }
     };
     let found = arguments.backend.find()?;
     let out = match &arguments.out {
@@ -94,10 +105,10 @@ pub fn run(arguments: &Arguments) -> Result<End> {
             true => Display::Screen,
             false => Display::Lines,
         },
-        interrupter: stop_on_ctrl_c()?,
+        interrupter: stop_on_signals()?,
         backend: found.name,
     };
-    let run = run::train(&recipe, &text, &found.device, options)?;
+    let run = run::train(&recipe, material, &found.device, options)?;
     let Some(summary) = &run.summary else {
         eprintln!(
             "stopped after step {}; continue with: burn-zoo train --resume --out {}",
@@ -107,7 +118,10 @@ pub fn run(arguments: &Arguments) -> Result<End> {
         return Ok(End::Interrupted);
     };
     end_when_unread();
-    let samples = write_samples(&run, &text, recipe.seed)?;
+    let samples = match &text {
+        Some(text) if recipe.objective.continues_text() => write_samples(&run, text, recipe.seed)?,
+        _ => Vec::new(),
+    };
     if arguments.json {
         print_json(&Report {
             summary,
@@ -125,17 +139,24 @@ fn read_recipe(arguments: &Arguments) -> Result<Recipe> {
     if let Some(seed) = arguments.seed {
         overrides.push(("seed".to_owned(), seed.to_string()));
     }
-    let mut recipe = match (&arguments.recipe, arguments.resume, &arguments.out) {
-        (_, true, Some(out)) => run::saved_recipe(out, &overrides)?,
-        (Some(path), ..) => Recipe::read(path, &overrides)?,
-        _ => Recipe::parse(OWN_RECIPE, &overrides)?,
+    let resumed = arguments.out.as_ref().filter(|_| arguments.resume);
+    let mut recipe = match (&arguments.recipe, resumed) {
+        (Some(path), _) => Recipe::read(path, &overrides)?,
+        (None, Some(out)) => run::saved_recipe(out, &overrides)?,
+        (None, None) => Recipe::parse(OWN_RECIPE, &overrides)?,
     };
+    if let (Some(out), None) = (resumed, &recipe.data.corpus) {
+        recipe.data.corpus = run::saved_recipe(out, &[])?.data.corpus;
+    }
     if let Some(corpus) = &arguments.corpus {
         recipe.data.corpus = Some(corpus.clone());
     }
     // Absolute, so that the run can be resumed from another folder.
     if let Some(corpus) = &mut recipe.data.corpus {
         *corpus = std::path::absolute(&corpus)?;
+    }
+    if let ModelConfig::Path(path) = &mut recipe.model {
+        *path = std::path::absolute(&path)?;
     }
     Ok(recipe)
 }
@@ -155,8 +176,8 @@ fn free_directory(recipe: Option<&Path>) -> PathBuf {
         .expect("there are endless numbers")
 }
 
-/// The first Ctrl-C stops after the step, the second at once.
-fn stop_on_ctrl_c() -> Result<Interrupter> {
+/// The first Ctrl-C or SIGTERM stops after the step, the second at once.
+fn stop_on_signals() -> Result<Interrupter> {
     let interrupter = Interrupter::new();
     let handle = interrupter.clone();
     ctrlc::set_handler(move || {
@@ -170,17 +191,13 @@ fn stop_on_ctrl_c() -> Result<Interrupter> {
                 "stopping after this step; Ctrl-C again stops at once"
             );
         }
-        handle.stop(Some("Ctrl-C"));
+        handle.stop(Some("signal"));
     })?;
     Ok(interrupter)
 }
 
-/// Texts that start where a line does, or else as the corpus starts. A model that sees both ways writes
-/// none.
+/// Texts that start where a line does, or else as the corpus starts.
 fn write_samples(run: &Run, corpus: &str, seed: u64) -> Result<Vec<String>> {
-    if !run.model.is_decoder() {
-        return Ok(Vec::new());
-    }
     let sampling = SamplingConfig {
         temperature: 0.8,
         top_k: Some(50),
@@ -214,7 +231,20 @@ fn print(summary: &Summary, samples: &[String], out: &Path) {
         );
     }
     println!("--- {} ---", summary.backend);
-    println!("validation loss   {:.4} nats a token", summary.valid_loss);
+    let unit = match summary.valid_accuracy {
+        Some(_) => "nats a label",
+        None => "nats a token",
+    };
+    println!("validation loss   {:.4} {unit}", summary.valid_loss);
+    for (name, accuracy) in [
+        ("validation", summary.valid_accuracy),
+        ("test", summary.test_accuracy),
+    ] {
+        if let Some(accuracy) = accuracy {
+            let name = format!("{name} accuracy");
+            println!("{name:<17} {:.2} %", 100.0 * accuracy);
+        }
+    }
     println!("training loss     {:.4}", summary.train_loss);
     println!("tokens per second {:.0}", summary.tokens_per_second);
     println!("parameters        {}", summary.parameters);

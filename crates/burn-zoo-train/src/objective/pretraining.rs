@@ -1,0 +1,35 @@
+//! BERT's pre-training: masked tokens, and whether one text follows another.
+
+use burn_zoo_data::pairs::PairBatch;
+use burn_zoo_nn::{Transformer, head::HeadOutput, mixture::Routing};
+
+use super::{Loss, Objective, cross_entropy, language::token_cross_entropy};
+
+/// Predicts the hidden tokens of pairs of texts, and whether the second text follows the first (Devlin et al.
+/// 2019, arXiv:1810.04805), by a [`Pretraining`](burn_zoo_nn::HeadConfig::Pretraining) head.
+///
+/// The loss is the mean cross-entropy of the tokens plus that of the pairs.
+#[derive(Clone, Copy, Debug)]
+pub struct Pretraining;
+
+impl Objective<Transformer> for Pretraining {
+    type Batch = PairBatch;
+
+    /// # Panics
+    ///
+    /// When the model has another head.
+    fn loss(&self, model: &Transformer, batch: &PairBatch, smoothing: f32) -> Loss {
+        let outputs = model.outputs(batch.inputs.clone());
+        let HeadOutput::Pretraining(logits, relations) = outputs.head else {
+            panic!("pre-training needs a head for tokens and pairs");
+        };
+        let n_asked = Some(batch.n_asked);
+        let tokens = token_cross_entropy(logits, batch.targets.clone(), n_asked, smoothing);
+        let pairs = cross_entropy(relations, batch.relations.clone(), None, smoothing);
+        let auxiliary = outputs.routing.iter().map(Routing::auxiliary_loss);
+        Loss {
+            auxiliary: auxiliary.reduce(|sum, auxiliary| sum + auxiliary),
+            ..Loss::new(tokens + pairs)
+        }
+    }
+}
