@@ -19,8 +19,8 @@ use burn_zoo::{
     train::{
         Recipe,
         optimizer::OptimizerConfig,
-        recipe::{DataConfig, Documents, LoopConfig, ModelConfig, Objective},
-        run::{self, RunOptions, Start},
+        recipe::{Adaptation, DataConfig, Documents, LoopConfig, ModelConfig, Objective},
+        run::{self, Material, RunOptions, Start},
         schedule::ScheduleConfig,
     },
 };
@@ -39,8 +39,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         objective: Objective::CausalLm {
             documents: Documents::Attend,
         },
-        tokenizer: TokenizerConfig::Char,
+        tokenizer: Some(TokenizerConfig::Char),
         model: ModelConfig::Gpt(GptConfig::new(4, 4, 128, 64)),
+        adaptation: Adaptation::Full,
         data: DataConfig::default(),
         optimizer: OptimizerConfig {
             clip_norm: Some(1.0),
@@ -56,7 +57,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         start: Start::Overwrite,
         ..RunOptions::new(&out, found.name)
     };
-    let run = run::train(&recipe, OWN_TEXT, &found.device, options)?;
+    let run = run::train(&recipe, Material::Text(OWN_TEXT), &found.device, options)?;
     if let Some(summary) = &run.summary {
         println!(
             "validation loss {:.3}, {:.0} tokens per second, model in {}\n",

@@ -23,7 +23,7 @@ use burn_zoo::{
     train::{
         Recipe,
         objective::{LanguageModeling, Objective, Pretraining, StepConfig, Trainee},
-        run::{RunOptions, train},
+        run::{Material, RunOptions, train},
         trainer::Display,
     },
 };
@@ -487,7 +487,7 @@ fn a_recipe_keeps_documents_apart() {
         display: Display::Silent,
         ..RunOptions::new(out.path().join("run"), "flex")
     };
-    let run = train(&recipe, &text, &processor(), options).unwrap();
+    let run = train(&recipe, Material::Text(&text), &processor(), options).unwrap();
     let loss = run.summary.unwrap().valid_loss;
     assert!(loss < 0.1, "{loss}");
 }
@@ -512,7 +512,11 @@ fn each_objective_learns() {
     for (name, below, keys) in [
         ("bert-pretraining", 2.9, ["mask_token_id", "pad_token_id"]),
         ("glm-infilling", 2.4, ["eos_token_id", "model_type"]),
-        ("t5-span-corruption", 2.4, ["decoder_start_token_id", "eos_token_id"]),
+        (
+            "t5-span-corruption",
+            2.4,
+            ["decoder_start_token_id", "eos_token_id"],
+        ),
     ] {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/recipes");
         let path = std::path::Path::new(folder).join(format!("{name}.toml"));
@@ -531,7 +535,7 @@ fn each_objective_learns() {
             display: Display::Silent,
             ..RunOptions::new(&folder, "flex")
         };
-        let summary = train(&recipe, &text, &processor(), options)
+        let summary = train(&recipe, Material::Text(&text), &processor(), options)
             .unwrap()
             .summary;
         let loss = summary.unwrap().valid_loss;

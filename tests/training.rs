@@ -25,7 +25,7 @@ use burn_zoo::{
         objective::LanguageModeling,
         optimizer::{OptimizerConfig, clip_by_global_norm},
         recipe::EarlyStopping,
-        run::{RunOptions, train},
+        run::{Material, RunOptions, train},
         step_loop::{End, Record},
         trainer::{Display, FitError, Fitted, Session, fit},
     },
@@ -470,7 +470,7 @@ fn the_example_recipes_train() {
             display: Display::Silent,
             ..RunOptions::new(out.path().join("run"), "flex")
         };
-        let run = train(&recipe, &text, &processor(), options);
+        let run = train(&recipe, Material::Text(&text), &processor(), options);
         let summary = run
             .unwrap_or_else(|error| panic!("{}: {error}", path.display()))
             .summary;

@@ -223,6 +223,11 @@ struct Shared {
 }
 
 impl Shared {
+    /// What the product is multiplied by: the first layer's, which the others' factors are adjusted to.
+    fn scale(&self) -> f64 {
+        self.layers[0].3
+    }
+
     /// The factors as `peft` has them, `lora_A` `[rank, d_input]` and `lora_B` `[d_output, rank]`.
     ///
     /// Layers that are parts of one tensor have factors of their own, so the whole has the sum of their ranks:
@@ -234,15 +239,16 @@ impl Shared {
         let d_output = part_width * self.layers[0].0.of();
         let (mut whole_a, mut whole_b) = (vec![0.0; rank * d_input], vec![0.0; d_output * rank]);
         let mut first = 0;
-        for (part, (a_shape, a), (b_shape, b), _) in &self.layers {
+        for (part, (a_shape, a), (b_shape, b), scale) in &self.layers {
             let (own_rank, width) = (a_shape[1], b_shape[1]);
+            let relative = (scale / self.scale()) as f32;
             for r in 0..own_rank {
                 for input in 0..d_input {
                     whole_a[(first + r) * d_input + input] = a[input * own_rank + r];
                 }
                 for output in 0..width {
                     let row = part.position(output, width);
-                    whole_b[row * rank + first + r] = b[r * width + output];
+                    whole_b[row * rank + first + r] = b[r * width + output] * relative;
                 }
             }
             first += own_rank;
@@ -299,9 +305,10 @@ pub fn save(
         (Tensors::new(), BTreeMap::new(), BTreeMap::new());
     for (module, shared) in &modules {
         let (a, b) = shared.factors();
-        if a.0[0] != rank {
-            rank_pattern.insert(module.clone(), a.0[0]);
-            alpha_pattern.insert(module.clone(), shared.layers[0].3 * a.0[0] as f64);
+        let (whole_rank, scale) = (a.0[0], shared.scale());
+        if whole_rank != rank || scale != saved.config.scale() {
+            rank_pattern.insert(module.clone(), whole_rank);
+            alpha_pattern.insert(module.clone(), scale * whole_rank as f64);
         }
         tensors.insert(format!("base_model.model.{module}.lora_A.weight"), a);
         tensors.insert(format!("base_model.model.{module}.lora_B.weight"), b);
@@ -502,7 +509,8 @@ pub fn apply(
         .into_iter()
         .map(|(name, tensor)| {
             let name = name.strip_prefix("base_model.model.").unwrap_or(&name);
-            (name.to_owned(), tensor)
+            // The matrix beside the factors, which `peft` saves where it belongs to the vocabulary.
+            (name.replace(".base_layer.", "."), tensor)
         })
         .collect();
     let mut used = BTreeSet::new();

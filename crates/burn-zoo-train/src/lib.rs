@@ -8,12 +8,16 @@
 //! - [`Trainee`](objective::Trainee) and [`StepLoop`](step_loop::StepLoop) are a `TrainStep` and a
 //!   strategy for burn-train's `SupervisedTraining`.
 
+pub mod adaptation;
 pub mod checkpoint;
+mod labelled;
+mod language;
 pub mod lines;
 pub mod memory;
 pub mod metrics;
 pub mod objective;
 pub mod optimizer;
+pub mod parameters;
 pub mod recipe;
 pub mod run;
 pub mod schedule;

@@ -2,9 +2,17 @@
 
 use std::path::{Path, PathBuf};
 
-use burn_zoo_data::tokenizer::TokenizerConfig;
-use burn_zoo_models::{family::Architecture, gpt::GptConfig};
-use burn_zoo_nn::ConfigError;
+use burn_zoo_data::{
+    labelled::{AnswerColumns, ClassColumns, Labels, NumberColumns, TableFormat, TagColumns},
+    sources::{BadRows, Format},
+    tokenizer::TokenizerConfig,
+};
+use burn_zoo_models::{
+    directory,
+    family::{self, Architecture},
+    gpt::GptConfig,
+};
+use burn_zoo_nn::{ConfigError, linear::LoraConfig};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -55,10 +63,14 @@ pub struct Recipe {
     pub seed: u64,
     /// What is learned.
     pub objective: Objective,
-    /// How text becomes tokens.
-    pub tokenizer: TokenizerConfig,
+    /// How text becomes tokens. Without it, by the tokenizer of the directory that the model is from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<TokenizerConfig>,
     /// What is trained.
     pub model: ModelConfig,
+    /// Which of its parameters learn.
+    #[serde(default, skip_serializing_if = "Adaptation::is_full")]
+    pub adaptation: Adaptation,
     /// What it is trained on.
     #[serde(default)]
     pub data: DataConfig,
@@ -76,7 +88,7 @@ fn default_seed() -> u64 {
 }
 
 /// What a model learns to do. In a recipe the name alone takes every default.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Objective {
     /// Predict each token from those before it.
@@ -126,6 +138,14 @@ pub enum Objective {
         #[serde(default = "default_span_length")]
         mean_span_length: f64,
     },
+    /// Say which class a text, or a pair of texts, is of.
+    Classification(ClassColumns),
+    /// Say a number for a text, or a pair of texts.
+    Regression(NumberColumns),
+    /// Say which class each word is of.
+    TokenClassification(TagColumns),
+    /// Say where in a text the answer to a question is.
+    SpanExtraction(AnswerColumns),
 }
 
 /// What tokens see of the other documents in their window.
@@ -149,11 +169,22 @@ fn default_span_length() -> f64 {
 
 impl Objective {
     /// Whether what is learned continues a text.
-    pub fn continues_text(self) -> bool {
+    pub fn continues_text(&self) -> bool {
         matches!(self, Self::CausalLm { .. } | Self::PrefixLm {})
     }
 
-    fn validate(self) -> Result<(), RecipeError> {
+    /// What it reads of a table, where it learns labels.
+    pub fn labels(&self) -> Option<Labels> {
+        Some(match self {
+            Self::Classification(columns) => Labels::Class(columns.clone()),
+            Self::Regression(columns) => Labels::Number(columns.clone()),
+            Self::TokenClassification(columns) => Labels::Tags(columns.clone()),
+            Self::SpanExtraction(columns) => Labels::Answer(columns.clone()),
+            _ => return None,
+        })
+    }
+
+    fn validate(&self) -> Result<(), RecipeError> {
         let within = |key: &str, value: f64, is_within: bool, range: &str| match is_within {
             true => Ok(()),
             false => {
@@ -178,8 +209,7 @@ impl Objective {
                 "at least 1 and at most 100",
             )
         };
-        match self {
-            Self::CausalLm { .. } | Self::PrefixLm {} => Ok(()),
+        match *self {
             Self::MaskedLm { probability, .. } => share("masked_lm.probability", probability),
             Self::Pretraining { probability, .. } => share("pretraining.probability", probability),
             Self::BlankInfilling {
@@ -210,6 +240,7 @@ impl Objective {
                 share("span_corruption.noise_density", noise_density)?;
                 length("span_corruption.mean_span_length", mean_span_length)
             }
+            _ => Ok(()),
         }
     }
 }
@@ -223,9 +254,70 @@ pub enum ModelConfig {
     /// What a `config.json` would hold: `model_type`, and the fields of that
     /// [family](burn_zoo_models::families).
     Config(Map<String, Value>),
+    /// A published size, such as `bert-base`, with new parameters.
+    Preset(String),
+    /// A model directory, whose parameters are learned on from.
+    Path(PathBuf),
+}
+
+/// Which parameters of a model learn.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Adaptation {
+    /// All.
+    #[default]
+    Full,
+    /// The head alone.
+    Head,
+    /// All but those of these paths. `*` stands for anything, and a pattern may start at any component of a path:
+    /// `embedding.*`, `stack.blocks.0.*`.
+    Frozen(Vec<String>),
+    /// Low-rank adapters beside matrices, and a head that is new (Hu et al. 2021, arXiv:2106.09685).
+    Lora(LoraAdaptation),
+}
+
+impl Adaptation {
+    fn is_full(&self) -> bool {
+        *self == Self::Full
+    }
+}
+
+/// Low-rank adapters, and where they go.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LoraAdaptation {
+    /// The rank of what is learned.
+    pub rank: usize,
+    /// What is learned is scaled by `alpha / rank`.
+    pub alpha: f64,
+    /// The share of the adapters' inputs set to zero in training.
+    #[serde(default)]
+    pub dropout: f64,
+    /// The linear layers that get one, by the end of their path in our names or the checkpoint's; `*` stands for any
+    /// component: `query`, `attention.*`, `q_proj`.
+    pub targets: Vec<String>,
+}
+
+impl LoraAdaptation {
+    /// The sizes alone.
+    pub fn config(&self) -> LoraConfig {
+        LoraConfig {
+            rank: self.rank,
+            alpha: self.alpha,
+            dropout: self.dropout,
+        }
+    }
 }
 
 impl ModelConfig {
+    /// The directory whose parameters are learned on from, if there is one.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Path(path) => Some(path),
+            _ => None,
+        }
+    }
+
     /// The model for a vocabulary.
     ///
     /// # Errors
@@ -237,6 +329,28 @@ impl ModelConfig {
                 .transformer(vocab_size)
                 .map(Architecture::from)
                 .map_err(|error| error.within("gpt")),
+            Self::Preset(name) => {
+                let (_, preset) = family::find_preset(name).ok_or_else(|| {
+                    let problem = format!("there is no preset `{name}`; see `burn-zoo models`");
+                    ConfigError::new("preset", problem)
+                })?;
+                let mut json = preset.json;
+                json.insert("vocab_size".to_owned(), vocab_size.into());
+                Architecture::from_json(json).map_err(|error| error.within("preset"))
+            }
+            Self::Path(path) => {
+                let architecture = directory::load_config(path)
+                    .map_err(|error| ConfigError::new("path", error.to_string()))?;
+                let found = architecture.transformer.vocab_size();
+                if found < vocab_size {
+                    let problem = format!(
+                        "has {found} tokens, but the tokenizer {vocab_size}: use the model's own \
+                         tokenizer"
+                    );
+                    return Err(ConfigError::new("path", problem));
+                }
+                Ok(architecture)
+            }
             Self::Config(fields) => {
                 let mut json = fields.clone();
                 json.entry("vocab_size")
@@ -268,6 +382,33 @@ pub struct DataConfig {
     /// The share at the end of the corpus that is held out.
     #[serde(default = "default_valid_fraction")]
     pub valid_fraction: f64,
+    /// Whether the first row of a CSV or TSV names its columns. Otherwise they are `0`, `1`, ….
+    #[serde(default = "yes")]
+    pub header: bool,
+    /// What tables are, when their names do not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<Format>,
+    /// What to do with a row that cannot be read.
+    #[serde(default)]
+    pub bad_rows: BadRows,
+    /// The most tokens of a labelled text. Without it, as many as the model reads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_length: Option<usize>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl DataConfig {
+    /// How tables are read.
+    pub fn table_format(&self) -> TableFormat {
+        TableFormat {
+            header: self.header,
+            format: self.format,
+            bad_rows: self.bad_rows,
+        }
+    }
 }
 
 impl Default for DataConfig {
@@ -275,6 +416,10 @@ impl Default for DataConfig {
         Self {
             corpus: None,
             valid_fraction: default_valid_fraction(),
+            header: true,
+            format: None,
+            bad_rows: BadRows::default(),
+            max_length: None,
         }
     }
 }
@@ -287,8 +432,12 @@ fn default_valid_fraction() -> f64 {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LoopConfig {
-    /// Optimiser steps in all.
+    /// Optimiser steps in all. Left out where `epochs` says how long.
+    #[serde(default)]
     pub iterations: usize,
+    /// Passes over labelled examples, instead of `iterations`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epochs: Option<usize>,
     /// Windows in a batch.
     pub batch_size: usize,
     /// Batches whose gradients make one optimiser step.
@@ -317,6 +466,7 @@ impl LoopConfig {
     pub fn new(iterations: usize, batch_size: usize) -> Self {
         Self {
             iterations,
+            epochs: None,
             batch_size,
             accumulation: one(),
             label_smoothing: 0.0,
@@ -429,14 +579,32 @@ impl Recipe {
             let problem = format!("must be above 0 and below 1, got {valid_fraction}");
             return Err(RecipeError::key("data.valid_fraction", problem));
         }
-        if let TokenizerConfig::Bpe { vocab_size, .. } = self.tokenizer
+        if self.tokenizer.is_none() && self.model.path().is_none() {
+            let problem = "missing field `tokenizer`: how text becomes tokens";
+            return Err(RecipeError::key("tokenizer", problem));
+        }
+        match (self.training.epochs, self.objective.labels()) {
+            (Some(_), None) => {
+                let problem = "is for labelled examples: say iterations";
+                return Err(RecipeError::key("loop.epochs", problem));
+            }
+            (Some(_), Some(_)) if self.training.iterations > 0 => {
+                let problem = "says how long, and so does loop.iterations: leave one out";
+                return Err(RecipeError::key("loop.epochs", problem));
+            }
+            _ => {}
+        }
+        if let Some(TokenizerConfig::Bpe { vocab_size, .. }) = self.tokenizer
             && vocab_size < 256
         {
             let problem = format!("must be at least 256, one for each byte, got {vocab_size}");
             return Err(RecipeError::key("tokenizer.bpe.vocab_size", problem));
         }
         let loop_sizes = [
-            ("iterations", self.training.iterations),
+            (
+                "iterations",
+                self.training.epochs.unwrap_or(self.training.iterations),
+            ),
             ("batch_size", self.training.batch_size),
             ("accumulation", self.training.accumulation),
             ("eval_interval", self.training.eval_interval),
@@ -460,6 +628,9 @@ impl Recipe {
                 }
             })
         };
+        if let Adaptation::Lora(lora) = &self.adaptation {
+            named("adaptation.lora", lora.config().validate())?;
+        }
         named("optimizer", self.optimizer.validate())?;
         named(
             "schedule",
@@ -570,7 +741,7 @@ mod tests {
             vocab_size: 512,
             special_tokens: Vec::new(),
         };
-        assert_eq!(recipe.tokenizer, bpe);
+        assert_eq!(recipe.tokenizer, Some(bpe));
         assert_eq!(
             recipe.training.early_stopping,
             Some(EarlyStopping { patience: 3 })

@@ -14,26 +14,32 @@ use std::sync::{Arc, Mutex, PoisonError};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use burn_train::Interrupter;
 use burn_zoo_data::{
+    examples::Example,
+    labelled::LabelledError,
     pairs::NoPairs,
     shards::{ShardError, TokenSource},
     tokenizer::{Tokenizer, TokenizerError},
-    windows::{Splits, TooShort},
+    windows::TooShort,
 };
 use burn_zoo_models::{
+    adapter,
     directory::{self, DirectoryError},
     files,
 };
-use burn_zoo_nn::{ConfigError, Inputs, LanguageModel, Transformer, TransformerConfig, init};
+use burn_zoo_nn::{ConfigError, Inputs, LanguageModel, Transformer, TransformerConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    adaptation::{self, AdaptationError},
     checkpoint::RunState,
-    memory,
+    labelled, memory,
     recipe::{Recipe, RecipeError},
     step_loop::{End, Record},
-    task::Task,
+    task::{Data, Task},
     trainer::{Display, FitError, Session, TrainerConfig},
 };
+
+pub use crate::task::Material;
 
 const RECIPE: &str = "recipe.toml";
 const SUMMARY: &str = "summary.json";
@@ -113,6 +119,21 @@ pub enum RunError {
     /// The tokenizer fails.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
+    /// A key of `data` does not fit.
+    #[error("recipe key `data.{}`: {}", .0.field, .0.problem)]
+    Data(ConfigError),
+    /// The objective learns from something else.
+    #[error("the recipe's objective learns from {0}: give it with --corpus")]
+    Material(&'static str),
+    /// The tokenizer cannot be made here.
+    #[error("recipe key `tokenizer`: {0}")]
+    Tokenization(&'static str),
+    /// Labelled texts cannot be used.
+    #[error(transparent)]
+    Labelled(#[from] LabelledError),
+    /// The adaptation does not fit the model.
+    #[error(transparent)]
+    Adaptation(#[from] AdaptationError),
     /// The model cannot be written.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
@@ -159,6 +180,15 @@ pub struct Summary {
     pub saved_iteration: usize,
     /// The most memory that the process had resident, in bytes.
     pub peak_memory_bytes: Option<u64>,
+    /// The share of held-out predictions that are right, where that is counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub valid_accuracy: Option<f64>,
+    /// The mean loss over the test split, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test_loss: Option<f64>,
+    /// The share of its predictions that are right, where that is counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test_accuracy: Option<f64>,
     /// For each mixture of experts, the share of the choices that each expert takes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expert_load: Option<Vec<Vec<f64>>>,
@@ -185,10 +215,10 @@ pub fn saved_recipe(out: &Path, overrides: &[(String, String)]) -> Result<Recipe
     }
 }
 
-/// Trains the recipe's model on `text` and leaves a model directory.
+/// Trains the recipe's model and leaves a model directory.
 pub fn train(
     recipe: &Recipe,
-    text: &str,
+    material: Material<'_>,
     device: &Device,
     options: RunOptions,
 ) -> Result<Run, RunError> {
@@ -201,19 +231,19 @@ pub fn train(
         saved_recipe(out, &[])?.check_resumable(recipe)?;
     }
 
-    let tokenizer = match resume {
+    let earlier_tokenizer = match resume {
         true => Some(Tokenizer::load(&out.join(directory::TOKENIZER))?),
         false => None,
     };
-    let task = Task::prepare(recipe, text, tokenizer)?;
-    let config = &task.architecture.transformer;
+    let mut task = Task::prepare(recipe, material, earlier_tokenizer)?;
+    let (model, whole) = task.model(recipe, device)?;
 
     // From here on the directory changes: everything that can be refused has been.
     if options.start == Start::Overwrite {
         remove(&earlier)?;
     }
     fs::create_dir_all(&training).map_err(io_error(&training))?;
-    check_fingerprint(out, &task.splits, resume)?;
+    check_fingerprint(out, &task.data, resume)?;
     let write = |name: &str, contents: String| {
         let path = out.join(name);
         files::replace_with(&path, contents).map_err(io_error(&path))
@@ -231,7 +261,6 @@ pub fn train(
             tracing::warn!("{}: {error}", log.path.display());
         }
     };
-    init::seed(recipe.seed);
     let session = Session {
         folder: Some(training.clone()),
         resume,
@@ -239,18 +268,30 @@ pub fn train(
         interrupter: options.interrupter,
         on_record: Arc::new(on_record),
     };
-    let model = config.init(device);
-    let fitted = task.fit(model, &TrainerConfig::new(recipe), device, session)?;
+    let mut config = TrainerConfig::new(recipe);
+    config.training.iterations = task.iterations(recipe);
+    let fitted = task.fit(model, &config, device, session)?;
     let (model, outcome) = (fitted.model, fitted.outcome);
     let summary = match outcome.end {
         End::Interrupted => None,
         _ => {
-            directory::save(&model, &task.architecture, out)?;
+            let base = recipe.model.path();
+            let architecture = &task.architecture;
+            adaptation::save(&recipe.adaptation, &model, architecture, base, &whole, out)?;
             let early = outcome.end == End::EarlyStopped;
-            let summary = Summary {
-                expert_load: expert_load(&model, config, &task.splits.valid)?,
-                ..summarise(recipe, config, &outcome.state, early, options.backend)
-            };
+            let config = &architecture.transformer;
+            let mut summary = summarise(recipe, config, &outcome.state, early, options.backend);
+            match &task.data {
+                Data::Windows(splits, _) | Data::Pairs(splits, _) => {
+                    summary.expert_load = expert_load(&model, config, &splits.valid)?;
+                }
+                Data::Labelled(prepared) => {
+                    if let Some(test) = &prepared.test {
+                        let (loss, accuracy) = labelled::evaluate(&model, test, device)?;
+                        (summary.test_loss, summary.test_accuracy) = (Some(loss), accuracy);
+                    }
+                }
+            }
             let json = serde_json::to_string_pretty(&summary).map_err(std::io::Error::from);
             write(SUMMARY, json.map_err(io_error(&out.join(SUMMARY)))?)?;
             Some(summary)
@@ -269,6 +310,8 @@ fn earlier_run(out: &Path, start: Start) -> Result<Vec<PathBuf>, RunError> {
     let ours = [
         directory::CONFIG,
         directory::WEIGHTS,
+        adapter::CONFIG,
+        adapter::WEIGHTS,
         directory::TOKENIZER,
         RECIPE,
         SUMMARY,
@@ -307,30 +350,46 @@ struct Fingerprint {
 }
 
 impl Fingerprint {
-    fn new(splits: &Splits) -> Result<Self, ShardError> {
-        const STEP: usize = 1 << 20;
-        let (mut hash, mut tokens) = (0xcbf2_9ce4_8422_2325_u64, Vec::new());
-        for source in [&splits.train, &splits.valid] {
-            for start in (0..source.len()).step_by(STEP) {
-                tokens.clear();
-                source.read(start..source.len().min(start + STEP), &mut tokens)?;
-                hash = tokens.iter().fold(hash, |hash, &token| {
-                    (hash ^ u64::from(token)).wrapping_mul(0x100_0000_01b3)
-                });
+    fn new(data: &Data) -> Result<Self, ShardError> {
+        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+        let mut fold = |tokens: &[u32]| {
+            hash = tokens.iter().fold(hash, |hash, &token| {
+                (hash ^ u64::from(token)).wrapping_mul(0x100_0000_01b3)
+            });
+        };
+        let (train_tokens, valid_tokens) = match data {
+            Data::Windows(splits, _) | Data::Pairs(splits, _) => {
+                const STEP: usize = 1 << 20;
+                let mut tokens = Vec::new();
+                for source in [&splits.train, &splits.valid] {
+                    for start in (0..source.len()).step_by(STEP) {
+                        tokens.clear();
+                        source.read(start..source.len().min(start + STEP), &mut tokens)?;
+                        fold(&tokens);
+                    }
+                }
+                (splits.train.len(), splits.valid.len())
             }
-        }
+            Data::Labelled(prepared) => {
+                let (train, valid) = (&prepared.examples.train, &prepared.examples.valid);
+                let examples = train.iter().chain(valid.iter());
+                examples.for_each(|example| fold(&example.tokens));
+                let count = |examples: &[Example]| examples.iter().map(|e| e.tokens.len()).sum();
+                (count(train), count(valid))
+            }
+        };
         Ok(Self {
-            train_tokens: splits.train.len(),
-            valid_tokens: splits.valid.len(),
+            train_tokens,
+            valid_tokens,
             fnv1a: format!("{hash:016x}"),
         })
     }
 }
 
 /// Writes the fingerprint of a new run's text, or refuses another text than a resumed run's.
-fn check_fingerprint(out: &Path, splits: &Splits, resume: bool) -> Result<(), RunError> {
+fn check_fingerprint(out: &Path, data: &Data, resume: bool) -> Result<(), RunError> {
     let path = out.join(FINGERPRINT);
-    let found = Fingerprint::new(splits)?;
+    let found = Fingerprint::new(data)?;
     if resume {
         let saved = fs::read_to_string(&path).map_err(io_error(&path))?;
         return match serde_json::from_str::<Fingerprint>(&saved) {
@@ -401,6 +460,9 @@ fn summarise(
         iterations: state.step,
         saved_iteration: saved.map_or(state.step, |valid| valid.step),
         peak_memory_bytes: memory::peak_bytes(),
+        valid_accuracy: saved.and_then(|valid| valid.accuracy),
+        test_loss: None,
+        test_accuracy: None,
         expert_load: None,
     }
 }

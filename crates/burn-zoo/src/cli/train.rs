@@ -13,7 +13,8 @@ use crate::{
     },
     train::{
         Interrupter, Recipe,
-        run::{self, Run, RunOptions, Start, Summary},
+        recipe::ModelConfig,
+        run::{self, Material, Run, RunOptions, Start, Summary},
         trainer::Display,
     },
 };
@@ -29,7 +30,7 @@ pub struct Arguments {
     /// A TOML file that says what to train and how [default: a small GPT on the zoo's own source]
     #[arg(value_name = "RECIPE.toml")]
     recipe: Option<PathBuf>,
-    /// The text to learn from: a file, or a folder of files.
+    /// What to learn from: a text or a folder of texts; for labels, a folder of tables called train, dev and test.
     #[arg(long, value_name = "FILE|DIR")]
     corpus: Option<PathBuf>,
     /// Where to leave the model directory [default: the first free of runs/NAME, runs/NAME-2, …]
@@ -74,9 +75,18 @@ struct Report<'a> {
 
 pub fn run(arguments: &Arguments) -> Result<End> {
     let recipe = read_recipe(arguments)?;
-    let text = match &recipe.data.corpus {
-        Some(path) => read_text(path)?,
-        None => OWN_TEXT.to_owned(),
+    let corpus = recipe.data.corpus.as_deref();
+    let text = match (recipe.objective.labels(), corpus) {
+        (Some(_), _) => None,
+        (None, Some(path)) => Some(read_text(path)?),
+        (None, None) => Some(OWN_TEXT.to_owned()),
+    };
+    let material = match (&text, corpus) {
+        (Some(text), _) => Material::Text(text),
+        (None, Some(path)) => Material::Tables(path),
+        (None, None) => {
+            return Err("labels are learned from tables: give them with --corpus".into());
+        }
     };
     let found = arguments.backend.find()?;
     let out = match &arguments.out {
@@ -97,7 +107,7 @@ pub fn run(arguments: &Arguments) -> Result<End> {
         interrupter: stop_on_ctrl_c()?,
         backend: found.name,
     };
-    let run = run::train(&recipe, &text, &found.device, options)?;
+    let run = run::train(&recipe, material, &found.device, options)?;
     let Some(summary) = &run.summary else {
         eprintln!(
             "stopped after step {}; continue with: burn-zoo train --resume --out {}",
@@ -107,9 +117,9 @@ pub fn run(arguments: &Arguments) -> Result<End> {
         return Ok(End::Interrupted);
     };
     end_when_unread();
-    let samples = match recipe.objective.continues_text() {
-        true => write_samples(&run, &text, recipe.seed)?,
-        false => Vec::new(),
+    let samples = match &text {
+        Some(text) if recipe.objective.continues_text() => write_samples(&run, text, recipe.seed)?,
+        _ => Vec::new(),
     };
     if arguments.json {
         print_json(&Report {
@@ -139,6 +149,9 @@ fn read_recipe(arguments: &Arguments) -> Result<Recipe> {
     // Absolute, so that the run can be resumed from another folder.
     if let Some(corpus) = &mut recipe.data.corpus {
         *corpus = std::path::absolute(&corpus)?;
+    }
+    if let ModelConfig::Path(path) = &mut recipe.model {
+        *path = std::path::absolute(&path)?;
     }
     Ok(recipe)
 }
@@ -213,7 +226,20 @@ fn print(summary: &Summary, samples: &[String], out: &Path) {
         );
     }
     println!("--- {} ---", summary.backend);
-    println!("validation loss   {:.4} nats a token", summary.valid_loss);
+    let unit = match summary.valid_accuracy {
+        Some(_) => "nats a label",
+        None => "nats a token",
+    };
+    println!("validation loss   {:.4} {unit}", summary.valid_loss);
+    for (name, accuracy) in [
+        ("validation", summary.valid_accuracy),
+        ("test", summary.test_accuracy),
+    ] {
+        if let Some(accuracy) = accuracy {
+            let name = format!("{name} accuracy");
+            println!("{name:<17} {:.2} %", 100.0 * accuracy);
+        }
+    }
     println!("training loss     {:.4}", summary.train_loss);
     println!("tokens per second {:.0}", summary.tokens_per_second);
     println!("parameters        {}", summary.parameters);
