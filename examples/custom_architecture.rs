@@ -9,14 +9,14 @@
 use std::error::Error;
 
 use burn::module::{Module, Param};
-use burn::nn::Linear;
 use burn::tensor::{Device, Int, Tensor, activation::sigmoid, module};
+use burn_zoo::nn::linear::Linear;
 use burn_zoo::{
     OWN_TEXT, backend,
     data::{
         corpus::Corpus,
         tokenizer::{Tokenizer, TokenizerConfig},
-        windows::Prediction,
+        windows::{Prediction, Splits, StepShape, Windows},
     },
     nn::{
         LanguageModel,
@@ -28,10 +28,11 @@ use burn_zoo::{
         pass::Pass,
     },
     train::{
+        objective::LanguageModeling,
         optimizer::OptimizerConfig,
         recipe::LoopConfig,
         schedule::ScheduleConfig,
-        trainer::{Display, Session, Splits, TrainerConfig, fit},
+        trainer::{Display, Session, TrainerConfig, fit},
     },
 };
 
@@ -125,22 +126,33 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let config = TrainerConfig {
         seed: 1,
-        context_length: 64,
-        prediction: Prediction::Next,
         optimizer: OptimizerConfig::new(3e-3),
         schedule: ScheduleConfig::Constant {
             warmup_iterations: 20,
         },
         training: LoopConfig::new(iterations, 12),
     };
+    let shape = StepShape {
+        batch_size: config.training.batch_size,
+        accumulation: 1,
+        context_length: 64,
+    };
+    let windows = Windows::new(splits, shape, Prediction::Next, config.seed)?;
     init::seed(config.seed);
-    let model = GatedTransformer::new(tokenizer.vocab_size(), config.context_length, &found.device);
+    let model = GatedTransformer::new(tokenizer.vocab_size(), shape.context_length, &found.device);
     println!("{} parameters on {}", model.num_params(), found.name);
     let session = Session {
         display: Display::Lines,
         ..Session::default()
     };
-    let fitted = fit(model, &splits, &config, &found.device, session)?;
+    let fitted = fit(
+        model,
+        LanguageModeling,
+        &windows,
+        &config,
+        &found.device,
+        session,
+    )?;
     let loss = fitted
         .outcome
         .state

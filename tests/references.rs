@@ -74,7 +74,7 @@ fn outputs(outputs: Outputs, expected: &Tensors) -> Vec<NamedOutput> {
 struct Gradient<'a>(&'a Gradients);
 
 impl ParameterValue for Gradient<'_> {
-    fn of<const D: usize>(&self, param: &Param<Tensor<D>>) -> Option<Tensor<D>> {
+    fn of<const D: usize>(&self, _: &str, param: &Param<Tensor<D>>) -> Option<Tensor<D>> {
         param.val().grad(self.0)
     }
 }

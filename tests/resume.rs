@@ -8,17 +8,19 @@ use std::sync::Arc;
 use burn_train::Interrupter;
 use burn_zoo::{
     backend::{FoundDevice, Hardware},
+    data::windows::Splits,
     models::gpt::GptConfig,
     nn::init,
     train::{
         checkpoint::RunState,
+        objective::LanguageModeling,
         step_loop::{End, Record},
-        trainer::{Session, Splits, fit},
+        trainer::{Session, fit},
     },
 };
 use common::{
     assert_close, devices,
-    training::{MODEL, config, model, own_tokens, parameters, recorder, train_losses},
+    training::{MODEL, config, model, own_tokens, parameters, recorder, train_losses, windows},
 };
 
 /// Interrupted twice, once before the first evaluation, with dropout, accumulation, and the schedule
@@ -51,7 +53,8 @@ fn check(found: &FoundDevice, splits: &Splits, vocab_size: usize) {
     };
     let expected_run = fit(
         model(&sizes, vocab_size, &device),
-        splits,
+        LanguageModeling,
+        &windows(splits, &config),
         &config,
         &device,
         session,
@@ -86,7 +89,15 @@ fn check(found: &FoundDevice, splits: &Splits, vocab_size: usize) {
         } else {
             model(&sizes, vocab_size, &device)
         };
-        let fitted = fit(start, splits, &config, &device, session).unwrap();
+        let fitted = fit(
+            start,
+            LanguageModeling,
+            &windows(splits, &config),
+            &config,
+            &device,
+            session,
+        )
+        .unwrap();
         let expected_end = if stop_at == usize::MAX {
             End::Finished
         } else {

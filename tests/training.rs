@@ -5,13 +5,15 @@ mod common;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use burn::data::dataloader::DataLoader;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::{Int, Tensor};
 use burn_train::TrainStep;
 use burn_zoo::{
-    data::windows::{Prediction, RandomWindows, StepShape, TokenBatch},
+    data::{
+        batch::TrainingData,
+        windows::{Prediction, Splits, StepShape, TokenBatch, Windows},
+    },
     models::directory,
     nn::{
         LanguageModel, Transformer, TransformerConfig, block::BlockConfig, init,
@@ -20,17 +22,17 @@ use burn_zoo::{
     train::{
         Recipe,
         checkpoint::Checkpoints,
-        objective::CausalLm,
+        objective::LanguageModeling,
         optimizer::{OptimizerConfig, clip_by_global_norm},
         recipe::EarlyStopping,
         run::{RunOptions, train},
         step_loop::{End, Record},
-        trainer::{Display, FitError, Fitted, Session, Splits, fit},
+        trainer::{Display, FitError, Fitted, Session, fit},
     },
 };
 use common::{
     assert_close, devices, processor,
-    training::{MODEL, config, model, own_tokens, recorder, train_losses},
+    training::{MODEL, config, model, own_tokens, recorder, train_losses, trainee, windows},
     values,
 };
 
@@ -45,7 +47,15 @@ fn every_backend_gives_the_same_losses() {
             ..Session::default()
         };
         let model = model(&MODEL, vocab_size, &found.device);
-        let fitted = fit(model, &splits, &config(20), &found.device, session).unwrap();
+        let fitted = fit(
+            model,
+            LanguageModeling,
+            &windows(&splits, &config(20)),
+            &config(20),
+            &found.device,
+            session,
+        )
+        .unwrap();
         assert_eq!(fitted.outcome.end, End::Finished);
         curves.push((found.name, train_losses(&records)));
     }
@@ -71,7 +81,7 @@ fn every_backend_gives_the_same_losses() {
 fn accumulated_gradients_are_those_of_one_large_batch() {
     for found in devices() {
         let device = found.device.clone().autodiff();
-        let objective = CausalLm::new(model(&MODEL, 11, &device), None);
+        let objective = trainee(model(&MODEL, 11, &device));
         let tokens = |first: i64, rows: i64| {
             let count = rows * MODEL.context_length as i64;
             let values: Vec<i64> = (0..count).map(|i| (first + i * i * 7 + i) % 11).collect();
@@ -79,11 +89,8 @@ fn accumulated_gradients_are_those_of_one_large_batch() {
                 .reshape([rows as usize, MODEL.context_length])
         };
         let batch = |inputs: Tensor<2, Int>, targets: Tensor<2, Int>, share| TokenBatch {
-            inputs,
-            targets,
-            n_asked: None,
-            prefix_lengths: None,
             share,
+            ..TokenBatch::new(inputs, targets, None)
         };
         let inputs = [tokens(0, 2), tokens(5, 2)];
         let targets = [tokens(3, 2), tokens(8, 2)];
@@ -123,15 +130,9 @@ fn gradients<M: Module>(module: &M, grads: &GradientsParams) -> Vec<f64> {
 #[test]
 fn clipping_keeps_the_direction_and_bounds_the_norm() {
     let device = processor().autodiff();
-    let objective = CausalLm::new(model(&MODEL, 11, &device), None);
+    let objective = trainee(model(&MODEL, 11, &device));
     let inputs = Tensor::<2, Int>::ones([2, MODEL.context_length], &device);
-    let batch = TokenBatch {
-        targets: inputs.clone() * 3,
-        inputs,
-        n_asked: None,
-        prefix_lengths: None,
-        share: 1.0,
-    };
+    let batch = TokenBatch::new(inputs.clone(), inputs * 3, None);
     let grads = || TrainStep::step(&objective, batch.clone()).grads;
     let whole = gradients(&objective, &grads());
     let norm = whole.iter().map(|x| x * x).sum::<f64>().sqrt();
@@ -224,7 +225,14 @@ fn a_loss_that_is_not_a_number_stops_the_run() {
         ..Session::default()
     };
     // 5 steps, an evaluation of 2 batches, 4 steps: the tenth is poisoned.
-    match fit(poisoned(11), &splits, &config, &device, session()) {
+    match fit(
+        poisoned(11),
+        LanguageModeling,
+        &windows(&splits, &config),
+        &config,
+        &device,
+        session(),
+    ) {
         Err(
             error @ FitError::NonFiniteLoss {
                 step: 10,
@@ -245,8 +253,15 @@ fn a_loss_that_is_not_a_number_stops_the_run() {
         resume: true,
         ..session()
     };
-    let Fitted { outcome, .. } =
-        fit(poisoned(usize::MAX), &splits, &config, &device, session).unwrap();
+    let Fitted { outcome, .. } = fit(
+        poisoned(usize::MAX),
+        LanguageModeling,
+        &windows(&splits, &config),
+        &config,
+        &device,
+        session,
+    )
+    .unwrap();
     assert_eq!((outcome.end, outcome.state.step), (End::Finished, 30));
 }
 
@@ -271,7 +286,8 @@ fn early_stopping_keeps_the_best_model() {
     };
     let fitted = fit(
         model(&MODEL, 4, &device),
-        &splits,
+        LanguageModeling,
+        &windows(&splits, &config),
         &config,
         &device,
         session,
@@ -285,7 +301,9 @@ fn early_stopping_keeps_the_best_model() {
         .unwrap()
         .iter()
         .filter_map(|record| match *record {
-            Record::Valid { step, valid_loss } => Some((step, valid_loss)),
+            Record::Valid {
+                step, valid_loss, ..
+            } => Some((step, valid_loss)),
             Record::Train { .. } => None,
         })
         .collect();
@@ -306,7 +324,9 @@ fn early_stopping_keeps_the_best_model() {
             .collect();
         Tensor::<1, Int>::from_data(values.as_slice(), &device).reshape([n / seq, seq])
     };
-    let loss = CausalLm::new(fitted.model, None).loss(rows(0), rows(1));
+    let loss = trainee(fitted.model)
+        .loss(&TokenBatch::new(rows(0), rows(1), None))
+        .mean;
     // All but the last few predictions.
     assert!((values(loss)[0] - best.loss).abs() < 0.02);
 }
@@ -325,7 +345,8 @@ fn old_checkpoints_go_but_the_best_stays() {
     };
     let fitted = fit(
         model(&MODEL, vocab_size, &device),
-        &splits,
+        LanguageModeling,
+        &windows(&splits, &config),
         &config,
         &device,
         session,
@@ -364,19 +385,13 @@ fn the_losses_of_routers_reach_the_training_loss() {
         let block = BlockConfig::gpt2(8, 2).with_mixture(Some(mixture));
         init::seed(4);
         let model = TransformerConfig::new(11, 8, 6, vec![block]).init(&device);
-        let objective = CausalLm::new(model, None);
+        let objective = trainee(model);
         let tokens = Tensor::<2, Int>::from_data([[1, 5, 2, 9, 10, 3]], &device);
-        let batch = TokenBatch {
-            inputs: tokens.clone(),
-            targets: tokens,
-            n_asked: None,
-            prefix_lengths: None,
-            share: 1.0,
-        };
+        let batch = TokenBatch::new(tokens.clone(), tokens, None);
         let output = TrainStep::step(&objective, batch);
         let mixture = objective.model.stack.blocks[0].mixture.as_ref().unwrap();
         let gradient = output.grads.get::<2>(mixture.router.weight.id).unwrap();
-        (values(gradient), output.item.value().unwrap())
+        (values(gradient), output.item.facts().unwrap().loss)
     };
     let (without, loss) = router_gradient(0.0);
     let (with, same_loss) = router_gradient(10.0);
@@ -396,9 +411,13 @@ fn windows_ask_what_the_objective_says() {
         accumulation: 1,
         context_length: 10,
     };
+    let splits = Splits {
+        train: tokens.clone().into(),
+        valid: tokens.into(),
+    };
     let windows = |prediction| {
-        let windows = RandomWindows::new(tokens.clone().into(), shape, 3, 0..5, &device).unwrap();
-        let windows = windows.asking(prediction);
+        let windows = Windows::new(splits.clone(), shape, prediction, 3).unwrap();
+        let windows = windows.train(0..5, &device);
         let batches: Vec<TokenBatch> = windows.iter().map(Result::unwrap).collect();
         batches
     };
@@ -411,12 +430,13 @@ fn windows_ask_what_the_objective_says() {
     };
     for batch in windows(Prediction::AfterPrefix) {
         let lengths = batch
+            .inputs
             .prefix_lengths
             .unwrap()
             .into_data()
             .convert_dtype(burn::tensor::DType::I64);
         let lengths = lengths.try_to_vec::<i64>().unwrap();
-        let (inputs, targets) = (read(batch.inputs), read(batch.targets));
+        let (inputs, targets) = (read(batch.inputs.tokens), read(batch.targets));
         let asked = targets.iter().filter(|&&target| target >= 0).count();
         assert_eq!(Some(asked), batch.n_asked);
         for (row, &length) in lengths.iter().enumerate() {
@@ -436,7 +456,7 @@ fn windows_ask_what_the_objective_says() {
         mask: 50,
     };
     for batch in windows(prediction) {
-        let (inputs, targets) = (read(batch.inputs), read(batch.targets));
+        let (inputs, targets) = (read(batch.inputs.tokens), read(batch.targets));
         assert_eq!(
             batch.n_asked,
             Some(targets.iter().filter(|&&t| t >= 0).count())

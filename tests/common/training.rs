@@ -9,16 +9,17 @@ use burn_zoo::{
     data::{
         corpus::Corpus,
         tokenizer::{Tokenizer, TokenizerConfig},
-        windows::Prediction,
+        windows::{Prediction, Splits, StepShape, Windows},
     },
     models::gpt::GptConfig,
     nn::{Transformer, init},
     train::{
+        objective::{LanguageModeling, StepConfig, Trainee},
         optimizer::OptimizerConfig,
         recipe::LoopConfig,
         schedule::ScheduleConfig,
         step_loop::Record,
-        trainer::{OnRecord, Splits, TrainerConfig},
+        trainer::{OnRecord, TrainerConfig},
     },
 };
 
@@ -58,8 +59,6 @@ pub fn model(config: &GptConfig, vocab_size: usize, device: &Device) -> Transfor
 pub fn config(iterations: usize) -> TrainerConfig {
     TrainerConfig {
         seed: 7,
-        context_length: MODEL.context_length,
-        prediction: Prediction::Next,
         optimizer: OptimizerConfig {
             clip_norm: Some(1.0),
             ..OptimizerConfig::new(3e-3)
@@ -70,6 +69,21 @@ pub fn config(iterations: usize) -> TrainerConfig {
         },
         training: LoopConfig::new(iterations, 4),
     }
+}
+
+/// Windows of [`MODEL`]'s length for that training.
+pub fn windows(splits: &Splits, config: &TrainerConfig) -> Windows {
+    let shape = StepShape {
+        batch_size: config.training.batch_size,
+        accumulation: config.training.accumulation,
+        context_length: MODEL.context_length,
+    };
+    Windows::new(splits.clone(), shape, Prediction::Next, config.seed).unwrap()
+}
+
+/// A language model to take single steps with.
+pub fn trainee<M: Module>(model: M) -> Trainee<M, LanguageModeling> {
+    Trainee::new(model, LanguageModeling, StepConfig::default())
 }
 
 /// Keeps what the loop reports.

@@ -3,7 +3,10 @@
 //! Data flows one way: [`Corpus`](corpus::Corpus) → [`Tokenizer`](tokenizer::Tokenizer) →
 //! [`Windows`](windows) → batches on a device.
 
+pub mod batch;
 pub mod corpus;
 pub mod document;
+pub mod examples;
+pub mod marked;
 pub mod tokenizer;
 pub mod windows;

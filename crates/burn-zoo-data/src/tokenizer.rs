@@ -67,7 +67,7 @@ pub enum TokenizerConfig {
 
 /// Turns text into token ids and back.
 #[derive(Clone, Debug)]
-pub struct Tokenizer(tokenizers::Tokenizer);
+pub struct Tokenizer(pub(crate) tokenizers::Tokenizer);
 
 impl Tokenizer {
     /// Trains on `text`, or loads, as the configuration says.

@@ -3,13 +3,17 @@
 //! Which windows a training step sees is a function of the seed and the step alone: the loader has
 //! no state to save, and a run that resumes at step `n` sees what an unbroken run sees.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use burn::data::dataloader::{DataLoader, DataLoaderIterator, Progress};
-use burn::data::dataset::DatasetError;
+use burn::data::dataloader::DataLoader;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+
+use burn_zoo_nn::Inputs;
+
+use crate::batch::{Batch, Numbered, TrainingData};
 
 /// What makes a text too small.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -52,22 +56,39 @@ pub const NOT_ASKED: i32 = -1;
 #[derive(Clone, Debug)]
 pub struct TokenBatch {
     /// `[batch, seq]`.
-    pub inputs: Tensor<2, Int>,
+    pub inputs: Inputs,
     /// `[batch, seq]`: the token to predict at each position, or [`NOT_ASKED`].
     pub targets: Tensor<2, Int>,
     /// How many positions are asked, if not all.
     pub n_asked: Option<usize>,
-    /// How many tokens of each window are its prefix, `[batch]`, where there is one.
-    pub prefix_lengths: Option<Tensor<1, Int>>,
-    /// The batch's share of the tokens of its optimiser step, 1 without accumulation.
+    /// The batch's share of the predictions of its optimiser step.
     pub share: f32,
 }
 
 impl TokenBatch {
-    /// How many predictions the batch asks for.
-    pub fn n_tokens(&self) -> usize {
+    /// Inputs and targets `[batch, seq]`; of the targets `n_asked` are not [`NOT_ASKED`], or all when none.
+    pub fn new(inputs: impl Into<Inputs>, targets: Tensor<2, Int>, n_asked: Option<usize>) -> Self {
+        Self {
+            inputs: inputs.into(),
+            targets,
+            n_asked,
+            share: 1.0,
+        }
+    }
+}
+
+impl Batch for TokenBatch {
+    fn n_predictions(&self) -> usize {
         self.n_asked
-            .unwrap_or_else(|| self.inputs.dims().iter().product())
+            .unwrap_or_else(|| self.targets.dims().iter().product())
+    }
+
+    fn share(&self) -> f32 {
+        self.share
+    }
+
+    fn set_share(&mut self, share: f32) {
+        self.share = share;
     }
 }
 
@@ -84,13 +105,7 @@ impl Prediction {
         match self {
             Self::Next => {
                 let (inputs, targets) = batch(tokens, starts, seq, device);
-                TokenBatch {
-                    inputs,
-                    targets,
-                    n_asked: None,
-                    prefix_lengths: None,
-                    share: 1.0,
-                }
+                TokenBatch::new(inputs, targets, None)
             }
             Self::AfterPrefix => after_prefix(tokens, starts, seq, generator, device),
             Self::Masked { probability, mask } => {
@@ -122,13 +137,12 @@ fn after_prefix(
     let n_asked = lengths.iter().map(|length| seq + 1 - length).sum();
     let lengths: Vec<i32> = lengths.into_iter().map(|length| length as i32).collect();
     let shape = [starts.len(), seq];
-    TokenBatch {
-        inputs,
-        targets: Tensor::from_data(TensorData::new(targets, shape), device),
-        n_asked: Some(n_asked),
+    let inputs = Inputs {
         prefix_lengths: Some(Tensor::from_data(lengths.as_slice(), device)),
-        share: 1.0,
-    }
+        ..inputs.into()
+    };
+    let targets = Tensor::from_data(TensorData::new(targets, shape), device);
+    TokenBatch::new(inputs, targets, Some(n_asked))
 }
 
 /// Windows with some tokens hidden.
@@ -162,13 +176,7 @@ fn masked(
         .count();
     let tensor =
         |values| Tensor::<2, Int>::from_data(TensorData::new(values, [starts.len(), seq]), device);
-    TokenBatch {
-        inputs: tensor(inputs),
-        targets: tensor(targets),
-        n_asked: Some(n_asked),
-        prefix_lengths: None,
-        share: 1.0,
-    }
+    TokenBatch::new(tensor(inputs), tensor(targets), Some(n_asked))
 }
 
 /// `tokens[start .. start + seq]` as inputs and their successors as targets, for each start.
@@ -220,211 +228,109 @@ impl StepShape {
     }
 }
 
-/// Random windows, as many batches as the steps from `first_step` to `last_step` need.
-#[derive(Clone)]
-pub struct RandomWindows {
-    tokens: Arc<[u32]>,
+/// The tokens to learn from, and those held out.
+#[derive(Clone, Debug)]
+pub struct Splits {
+    /// What is learned from.
+    pub train: Arc<[u32]>,
+    /// What is held out.
+    pub valid: Arc<[u32]>,
+}
+
+impl Splits {
+    /// Refuses splits that are shorter than one window.
+    pub fn require_window(&self, context_length: usize) -> Result<(), TooShort> {
+        require_window("training", self.train.len(), context_length)?;
+        require_window("validation", self.valid.len(), context_length)
+    }
+}
+
+/// Windows of tokens: random ones to learn from, and every held-out token once.
+#[derive(Clone, Debug)]
+pub struct Windows {
+    splits: Splits,
     shape: StepShape,
     prediction: Prediction,
     seed: u64,
-    /// The first step to yield, counted from 0.
-    first_step: usize,
-    /// The step to stop before.
-    last_step: usize,
-    device: Device,
 }
 
-impl RandomWindows {
-    /// Windows of `tokens` for the steps `first_step..last_step` of the run with this seed.
+impl Windows {
+    /// Windows of this shape that ask `prediction`; the order follows from `seed`.
     pub fn new(
-        tokens: Arc<[u32]>,
+        splits: Splits,
         shape: StepShape,
+        prediction: Prediction,
         seed: u64,
-        steps: std::ops::Range<usize>,
-        device: &Device,
     ) -> Result<Self, TooShort> {
-        require_window("training", tokens.len(), shape.context_length)?;
+        splits.require_window(shape.context_length)?;
         Ok(Self {
-            tokens,
+            splits,
             shape,
-            prediction: Prediction::Next,
+            prediction,
             seed,
-            first_step: steps.start,
-            last_step: steps.end,
-            device: device.clone(),
         })
-    }
-
-    /// The same windows with another question.
-    pub fn asking(mut self, prediction: Prediction) -> Self {
-        self.prediction = prediction;
-        self
     }
 
     /// The batch `index` of the run, where each step has `accumulation` batches. The generator is
     /// counter-based: the batch's number selects its stream.
-    fn batch(&self, index: usize) -> TokenBatch {
+    fn train_batch(&self, index: usize, device: &Device) -> TokenBatch {
         let mut generator = ChaCha8Rng::seed_from_u64(self.seed);
         generator.set_stream(index as u64);
-        let seq = self.shape.context_length;
+        let (tokens, seq) = (&self.splits.train, self.shape.context_length);
         let starts: Vec<usize> = (0..self.shape.batch_size)
-            .map(|_| generator.random_range(0..self.tokens.len() - seq))
+            .map(|_| generator.random_range(0..tokens.len() - seq))
             .collect();
-        let (tokens, device) = (&self.tokens, &self.device);
-        TokenBatch {
-            share: 1.0 / self.shape.accumulation as f32,
-            ..self
-                .prediction
-                .batch(tokens, &starts, seq, &mut generator, device)
-        }
-    }
-}
-
-impl DataLoader<TokenBatch> for RandomWindows {
-    fn iter<'a>(&'a self) -> Box<dyn DataLoaderIterator<TokenBatch> + 'a> {
-        let first = self.first_step * self.shape.accumulation;
-        Box::new(Batches {
-            make: move |index| self.batch(first + index),
-            next: 0,
-            total: self.num_items(),
-        })
+        self.prediction
+            .batch(tokens, &starts, seq, &mut generator, device)
     }
 
-    fn num_items(&self) -> usize {
-        (self.last_step - self.first_step) * self.shape.accumulation
+    /// Held-out windows that are full, and predictions that are left after them.
+    fn valid_layout(&self) -> (usize, usize) {
+        let predictions = self.splits.valid.len() - 1;
+        let seq = self.shape.context_length;
+        (predictions / seq, predictions % seq)
     }
 
-    fn to_device(&self, device: &Device) -> Arc<dyn DataLoader<TokenBatch>> {
-        Arc::new(Self {
-            device: device.clone(),
-            ..self.clone()
-        })
-    }
-
-    /// The steps `start..end` of those that the loader has.
-    fn slice(&self, start: usize, end: usize) -> Arc<dyn DataLoader<TokenBatch>> {
-        Arc::new(Self {
-            first_step: self.first_step + start,
-            last_step: self.first_step + end,
-            ..self.clone()
-        })
-    }
-}
-
-/// Every token of a split once, in order: full windows in batches, then what is left in a shorter
-/// one, so that the mean loss is that of the whole split.
-#[derive(Clone)]
-pub struct WholeSplit {
-    tokens: Arc<[u32]>,
-    batch_size: usize,
-    context_length: usize,
-    prediction: Prediction,
-    device: Device,
-}
-
-impl WholeSplit {
-    /// Windows of at most `context_length` tokens, `batch_size` at a time.
-    pub fn new(
-        tokens: Arc<[u32]>,
-        batch_size: usize,
-        context_length: usize,
-        device: &Device,
-    ) -> Result<Self, TooShort> {
-        require_window("validation", tokens.len(), context_length)?;
-        Ok(Self {
-            tokens,
+    /// Full windows in batches, then what is left in a shorter one, so that the mean loss is that of the
+    /// whole split. What is asked of a batch is the same every time.
+    fn valid_batch(&self, index: usize, device: &Device) -> TokenBatch {
+        let (full, rest) = self.valid_layout();
+        let StepShape {
             batch_size,
             context_length,
-            prediction: Prediction::Next,
-            device: device.clone(),
-        })
-    }
-
-    /// The same windows with another question. What is asked of a batch is the same every time.
-    pub fn asking(mut self, prediction: Prediction) -> Self {
-        self.prediction = prediction;
-        self
-    }
-
-    /// Windows that are full, and predictions that are left after them.
-    fn layout(&self) -> (usize, usize) {
-        let predictions = self.tokens.len() - 1;
-        (
-            predictions / self.context_length,
-            predictions % self.context_length,
-        )
-    }
-
-    fn batch(&self, index: usize) -> TokenBatch {
-        let (full, rest) = self.layout();
-        let first = index * self.batch_size;
-        let last = full.min(first + self.batch_size);
+            ..
+        } = self.shape;
+        let first = index * batch_size;
+        let last = full.min(first + batch_size);
         let (starts, seq): (Vec<usize>, usize) = if first < full {
-            let starts = (first..last).map(|window| window * self.context_length);
-            (starts.collect(), self.context_length)
+            let starts = (first..last).map(|window| window * context_length);
+            (starts.collect(), context_length)
         } else {
-            (vec![full * self.context_length], rest)
+            (vec![full * context_length], rest)
         };
         let mut generator = ChaCha8Rng::seed_from_u64(index as u64);
-        let (tokens, device) = (&self.tokens, &self.device);
+        let tokens = &self.splits.valid;
         self.prediction
             .batch(tokens, &starts, seq, &mut generator, device)
     }
 }
 
-impl DataLoader<TokenBatch> for WholeSplit {
-    fn iter<'a>(&'a self) -> Box<dyn DataLoaderIterator<TokenBatch> + 'a> {
-        Box::new(Batches {
-            make: |index| self.batch(index),
-            next: 0,
-            total: self.num_items(),
-        })
+impl TrainingData<TokenBatch> for Windows {
+    fn train(&self, steps: Range<usize>, device: &Device) -> Arc<dyn DataLoader<TokenBatch>> {
+        let accumulation = self.shape.accumulation;
+        let batches = steps.start * accumulation..steps.end * accumulation;
+        let windows = self.clone();
+        Arc::new(Numbered::new(batches, device, move |index, device| {
+            Ok(windows.train_batch(index, device))
+        }))
     }
 
-    fn num_items(&self) -> usize {
-        let (full, rest) = self.layout();
-        full.div_ceil(self.batch_size) + usize::from(rest > 0)
-    }
-
-    fn to_device(&self, device: &Device) -> Arc<dyn DataLoader<TokenBatch>> {
-        Arc::new(Self {
-            device: device.clone(),
-            ..self.clone()
-        })
-    }
-
-    /// The batches `start..end`, each but the last of them full.
-    fn slice(&self, start: usize, end: usize) -> Arc<dyn DataLoader<TokenBatch>> {
-        let step = self.batch_size * self.context_length;
-        let range = start * step..(end * step + 1).min(self.tokens.len());
-        Arc::new(Self {
-            tokens: self.tokens[range].into(),
-            ..self.clone()
-        })
-    }
-}
-
-/// Counts through the batches that a closure makes.
-struct Batches<F> {
-    make: F,
-    next: usize,
-    total: usize,
-}
-
-impl<F: Fn(usize) -> TokenBatch> Iterator for Batches<F> {
-    type Item = Result<TokenBatch, DatasetError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.next == self.total {
-            return None;
-        }
-        self.next += 1;
-        Some(Ok((self.make)(self.next - 1)))
-    }
-}
-
-impl<F: Fn(usize) -> TokenBatch> DataLoaderIterator<TokenBatch> for Batches<F> {
-    fn progress(&self) -> Progress {
-        Progress::new(self.next, self.total, Some("batches".to_owned()))
+    fn valid(&self, device: &Device) -> Arc<dyn DataLoader<TokenBatch>> {
+        let (full, rest) = self.valid_layout();
+        let n_batches = full.div_ceil(self.shape.batch_size) + usize::from(rest > 0);
+        let windows = self.clone();
+        Arc::new(Numbered::new(0..n_batches, device, move |index, device| {
+            Ok(windows.valid_batch(index, device))
+        }))
     }
 }

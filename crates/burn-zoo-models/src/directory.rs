@@ -7,6 +7,7 @@ use burn_zoo_nn::{ConfigError, Transformer, init, rotary::RotaryScaling};
 use serde_json::{Map, Value};
 
 use crate::{
+    adapter::{self, AdapterError},
     family::Architecture,
     files,
     weights::{self, WeightsError},
@@ -40,6 +41,9 @@ pub enum DirectoryError {
     /// The weights do not fit.
     #[error(transparent)]
     Weights(#[from] WeightsError),
+    /// The adapter does not fit.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
 }
 
 /// Writes `config.json` and `model.safetensors` into a directory, which is made when it is not
@@ -58,6 +62,15 @@ pub fn save(
         source,
     })?;
     weights::save(model, &architecture.names, &directory.join(WEIGHTS))?;
+    save_config(architecture, directory)
+}
+
+/// Writes `config.json`.
+///
+/// # Errors
+///
+/// When it cannot be written; what was there is then as it was.
+pub fn save_config(architecture: &Architecture, directory: &Path) -> Result<(), DirectoryError> {
     let path = directory.join(CONFIG);
     let mut json = architecture.json.clone();
     for key in ["dtype", "torch_dtype"] {
@@ -93,7 +106,8 @@ pub fn load_config(directory: &Path) -> Result<Architecture, DirectoryError> {
     Architecture::from_json(json).map_err(|error| broken(error.to_string()))
 }
 
-/// Reads a model onto `device`. Its values are in memory once, whatever the file.
+/// Reads a model onto `device`, or a model and the [adapter](adapter) that the directory holds. Its values are in
+/// memory once, whatever the file.
 ///
 /// # Errors
 ///
@@ -103,7 +117,41 @@ pub fn load(
     directory: &Path,
     device: &Device,
 ) -> Result<(Transformer, Architecture), DirectoryError> {
+    if adapter::is_there(directory) {
+        return adapter::load(directory, device);
+    }
     let mut architecture = load_config(directory)?;
+    read_frequencies(&mut architecture, directory)?;
+    let model = init::shapes_only(|| architecture.transformer.init(device));
+    let model = weights::load(model, &architecture.names, directory)?;
+    Ok((model, architecture))
+}
+
+/// Reads the weights in a directory into another architecture of the same body: what of head and pooler they lack
+/// is new, as [`init::seed`] has it. The paths of new parameters are given too.
+///
+/// # Errors
+///
+/// As [`load`].
+pub fn load_body(
+    mut architecture: Architecture,
+    directory: &Path,
+    device: &Device,
+) -> Result<(Transformer, Architecture, Vec<String>), DirectoryError> {
+    read_frequencies(&mut architecture, directory)?;
+    let config = &architecture.transformer;
+    let mut model = init::shapes_only(|| config.init(device));
+    config.init_ends(&mut model, device);
+    let is_end = |path: &str| path.starts_with("head") || path.starts_with("pooler");
+    let (model, new) = weights::load_except(model, &architecture.names, directory, is_end)?;
+    Ok((model, architecture, new))
+}
+
+/// Takes over the frequencies of rotary positions that a checkpoint has in 16 bits, if it has.
+fn read_frequencies(
+    architecture: &mut Architecture,
+    directory: &Path,
+) -> Result<(), DirectoryError> {
     if let Some(frequencies) = weights::rounded_frequencies(&architecture.names, directory)? {
         let blocks = &mut architecture.transformer.stack.blocks;
         for rotary in blocks
@@ -121,7 +169,5 @@ pub fn load(
         };
         architecture.transformer.validate().map_err(problem)?;
     }
-    let model = init::shapes_only(|| architecture.transformer.init(device));
-    let model = weights::load(model, &architecture.names, directory)?;
-    Ok((model, architecture))
+    Ok(())
 }

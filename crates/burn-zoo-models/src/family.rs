@@ -2,7 +2,9 @@
 
 use std::sync::{LazyLock, PoisonError, RwLock};
 
-use burn_zoo_nn::{ConfigError, TransformerConfig, feed_forward::Activation};
+use burn_zoo_nn::{
+    ConfigError, HeadConfig, TransformerConfig, feed_forward::Activation, head::SequenceState,
+};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
@@ -38,22 +40,7 @@ impl Task {
     ///
     /// When the zoo has no such head.
     pub fn from_class(class: &str) -> Result<Self, ConfigError> {
-        let endings = [
-            ("LMHeadModel", Some(Self::Language)),
-            ("ForCausalLM", Some(Self::Language)),
-            ("ForConditionalGeneration", Some(Self::Language)),
-            ("ForBlankInfilling", Some(Self::Language)),
-            ("ForMaskedLM", Some(Self::MaskedLanguage)),
-            ("ForPreTraining", Some(Self::Pretraining)),
-            ("ForNextSentencePrediction", Some(Self::NextSentence)),
-            ("ForSequenceClassification", Some(Self::Sequence)),
-            ("ForTokenClassification", Some(Self::Token)),
-            ("ForQuestionAnswering", Some(Self::Span)),
-            ("EncoderModel", Some(Self::Encoder)),
-            ("DoubleHeadsModel", None),
-            ("Model", Some(Self::Base)),
-        ];
-        let found = endings
+        let found = CLASS_ENDINGS
             .into_iter()
             .find(|(ending, _)| class.ends_with(ending));
         found.and_then(|(_, task)| task).ok_or_else(|| {
@@ -61,7 +48,39 @@ impl Task {
             ConfigError::new("architectures", problem)
         })
     }
+
+    /// The class of the same family for this task: `BertModel` gives `BertForSequenceClassification`.
+    fn class_like(self, class: &str) -> String {
+        let mut endings = CLASS_ENDINGS.into_iter();
+        let stem = endings.find_map(|(ending, _)| class.strip_suffix(ending));
+        // Where several classes have the task, the last is the plain one.
+        let own = CLASS_ENDINGS
+            .into_iter()
+            .filter(|(_, task)| *task == Some(self));
+        let ending = own.last().map_or("Model", |(ending, _)| ending);
+        match Self::from_class(class) {
+            Ok(task) if task == self => class.to_owned(),
+            _ => format!("{}{ending}", stem.unwrap_or(class)),
+        }
+    }
 }
+
+/// How names of classes end, and what they are for.
+const CLASS_ENDINGS: [(&str, Option<Task>); 13] = [
+    ("LMHeadModel", Some(Task::Language)),
+    ("ForConditionalGeneration", Some(Task::Language)),
+    ("ForBlankInfilling", Some(Task::Language)),
+    ("ForCausalLM", Some(Task::Language)),
+    ("ForMaskedLM", Some(Task::MaskedLanguage)),
+    ("ForPreTraining", Some(Task::Pretraining)),
+    ("ForNextSentencePrediction", Some(Task::NextSentence)),
+    ("ForSequenceClassification", Some(Task::Sequence)),
+    ("ForTokenClassification", Some(Task::Token)),
+    ("ForQuestionAnswering", Some(Task::Span)),
+    ("EncoderModel", Some(Task::Encoder)),
+    ("DoubleHeadsModel", None),
+    ("Model", Some(Task::Base)),
+];
 
 /// What the configurations of all families have in common.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -167,6 +186,50 @@ impl Architecture {
         Ok(architecture)
     }
 
+    /// The same model with the head of another task, for labels of these names where the head has any.
+    ///
+    /// # Errors
+    ///
+    /// When the family has no such head.
+    pub fn with_task(&self, task: Task, labels: &[String]) -> Result<Self, ConfigError> {
+        let mut json = self.json.clone();
+        let named = labels.iter().enumerate();
+        let id2label = named
+            .clone()
+            .map(|(id, label)| (id.to_string(), label.as_str().into()));
+        let label2id = named.map(|(id, label)| (label.clone(), id.into()));
+        json.remove("num_labels");
+        json.remove("problem_type");
+        json.insert("id2label".to_owned(), Value::Object(id2label.collect()));
+        json.insert("label2id".to_owned(), Value::Object(label2id.collect()));
+        if json.get("model_type").and_then(Value::as_str) == Some(OWN_MODEL_TYPE) {
+            let head = own_head(&self.transformer, task, labels.len())?;
+            let transformer = self.transformer.clone().with_head(head);
+            let tree = serde_json::to_value(&transformer).expect("a configuration is plain data");
+            json.insert("transformer".to_owned(), tree);
+        } else {
+            let common = self.common().architectures.unwrap_or_default();
+            let model_type = json.get("model_type").and_then(Value::as_str);
+            let family = model_type.and_then(find);
+            let own = family.map_or("Model", |family| family.class);
+            let class = common.first().map_or(own, String::as_str);
+            let class = task.class_like(class);
+            json.insert("architectures".to_owned(), vec![class].into());
+        }
+        Self::from_json(json)
+    }
+
+    /// The names of its labels, by number.
+    pub fn labels(&self) -> Vec<String> {
+        let labels = self.common().id2label.unwrap_or_default();
+        let mut labels: Vec<(usize, String)> = labels
+            .into_iter()
+            .filter_map(|(id, label)| Some((id.parse().ok()?, label.as_str()?.to_owned())))
+            .collect();
+        labels.sort();
+        labels.into_iter().map(|(_, label)| label).collect()
+    }
+
     /// What its configuration has in common with those of all families.
     pub fn common(&self) -> Common {
         parse(Value::Object(self.json.clone())).unwrap_or_default()
@@ -188,6 +251,34 @@ impl Architecture {
         }
         Self::from_json(json)
     }
+}
+
+/// The head that a component tree without a family gets for a task.
+fn own_head(
+    transformer: &TransformerConfig,
+    task: Task,
+    n_labels: usize,
+) -> Result<HeadConfig, ConfigError> {
+    Ok(match task {
+        Task::Base => HeadConfig::None,
+        Task::Language if transformer.head.language().is_some() => transformer.head.clone(),
+        Task::Language | Task::MaskedLanguage => HeadConfig::tied(),
+        Task::Sequence => HeadConfig::Sequence {
+            n_labels,
+            state: match transformer.stack.is_decoder() {
+                true => SequenceState::Last { padding_id: None },
+                false => SequenceState::First,
+            },
+            dense: None,
+            bias: true,
+        },
+        Task::Token => HeadConfig::Token { n_labels },
+        Task::Span => HeadConfig::Span,
+        Task::Encoder | Task::Pretraining | Task::NextSentence => {
+            let problem = format!("a component tree of its own gets no {task:?} head");
+            return Err(ConfigError::new("transformer.head", problem));
+        }
+    })
 }
 
 fn unknown(model_type: &str) -> ConfigError {

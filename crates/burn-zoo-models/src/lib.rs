@@ -9,6 +9,7 @@
 //! | [`families`] | the families, one file each: configuration, names, published sizes |
 //! | [`names`] | how parameters are called and lie in a checkpoint |
 //! | [`weights`] | parameters as safetensors files |
+//! | [`adapter`] | low-rank adapters, in the layout of `peft` |
 //! | [`summary`] | what a model is made of, counted without building it |
 //! | [`directory`] | model directories |
 //! | [`inputs`] | what a model reads, as JSON |
@@ -16,6 +17,7 @@
 //! | [`gpt`] | a GPT to be trained by a recipe |
 //! | [`files`] | writing files so that nothing is lost |
 
+pub mod adapter;
 pub mod directory;
 pub mod families;
 pub mod family;

@@ -71,7 +71,7 @@ impl Part {
 }
 
 impl Layout {
-    const SAME: Self = Self {
+    pub(crate) const SAME: Self = Self {
         is_transposed: false,
         part: Part::Whole,
     };

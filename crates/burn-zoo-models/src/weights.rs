@@ -182,11 +182,12 @@ pub fn collect<M: Module>(
             self.path.exit();
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            let Some(Source { name, layout, .. }) = self.names.source(&self.path.name()) else {
-                self.unnamed.get_or_insert_with(|| self.path.name());
+            let path = self.path.name();
+            let Some(tensor) = self.of.of(&path, param) else {
                 return;
             };
-            let Some(tensor) = self.of.of(param) else {
+            let Some(Source { name, layout, .. }) = self.names.source(&path) else {
+                self.unnamed.get_or_insert(path);
                 return;
             };
             let ours = tensor.dims();
@@ -217,15 +218,15 @@ pub fn collect<M: Module>(
 
 /// What [`collect`] takes of a parameter.
 pub trait ParameterValue {
-    /// A tensor of the parameter's shape, if there is one.
-    fn of<const D: usize>(&self, param: &Param<Tensor<D>>) -> Option<Tensor<D>>;
+    /// A tensor of the shape of the parameter at `path`, if there is one.
+    fn of<const D: usize>(&self, path: &str, param: &Param<Tensor<D>>) -> Option<Tensor<D>>;
 }
 
 /// The parameter itself.
 pub struct Value;
 
 impl ParameterValue for Value {
-    fn of<const D: usize>(&self, param: &Param<Tensor<D>>) -> Option<Tensor<D>> {
+    fn of<const D: usize>(&self, _: &str, param: &Param<Tensor<D>>) -> Option<Tensor<D>> {
         Some(param.val())
     }
 }
@@ -254,6 +255,42 @@ pub fn write(tensors: &Tensors, path: &Path) -> Result<(), WeightsError> {
     files::replace_with(path, bytes).map_err(|source| WeightsError::Io {
         path: path.to_owned(),
         source,
+    })
+}
+
+/// Reads all tensors of a safetensors file, floats of 16, 32 or 64 bits.
+pub fn read(path: &Path) -> Result<Tensors, WeightsError> {
+    let file = MappedFile::open(path.to_owned())?;
+    let mut tensors = Tensors::new();
+    for (name, view) in file.tensors()?.tensors() {
+        let shape = view.shape().to_vec();
+        let all = Matrix::new(&[1, shape.iter().product()], Layout::SAME);
+        let values = decode(&view, &all).map_err(|found| WeightsError::Mismatch {
+            path: path.to_owned(),
+            problems: vec![format!("`{name}` has type {found:?}, expected a float")],
+        })?;
+        tensors.insert(name, (shape, values));
+    }
+    Ok(tensors)
+}
+
+/// Our values, of this shape, from a tensor of the checkpoint.
+pub(crate) fn ours(theirs: &[f32], shape: &[usize], layout: Layout) -> Vec<f32> {
+    let matrix = Matrix::new(shape, layout);
+    let mut values = vec![0.0; matrix.inputs * matrix.outputs];
+    matrix.for_each(|to, from| values[to] = theirs[from]);
+    values
+}
+
+/// Our values from a tensor of the checkpoint, or its type if it does not hold floats.
+fn decode(view: &TensorView<'_>, matrix: &Matrix) -> Result<Vec<f32>, Dtype> {
+    let data = view.data();
+    Ok(match view.dtype() {
+        Dtype::F64 => gather(data, matrix, |bytes| f64::from_le_bytes(bytes) as f32),
+        Dtype::F32 => gather(data, matrix, f32::from_le_bytes),
+        Dtype::F16 => gather(data, matrix, |bytes| f16::from_le_bytes(bytes).to_f32()),
+        Dtype::BF16 => gather(data, matrix, |bytes| bf16::from_le_bytes(bytes).to_f32()),
+        other => return Err(other),
     })
 }
 
@@ -354,6 +391,18 @@ impl MappedFile {
 ///
 /// When a file cannot be read, is damaged, or differs from the module; every difference is named.
 pub fn load<M: Module>(module: M, names: &Names, directory: &Path) -> Result<M, WeightsError> {
+    load_except(module, names, directory, |_| false).map(|(module, _)| module)
+}
+
+/// The same where parameters of which `may_differ` says so, by their path in the module, keep their values when
+/// the checkpoint has none of their shape; they are listed. The checkpoint may then hold more than the module.
+pub fn load_except<M: Module>(
+    module: M,
+    names: &Names,
+    directory: &Path,
+    may_differ: fn(&str) -> bool,
+) -> Result<(M, Vec<String>), WeightsError> {
+    let is_exact = !["head", "pooler"].into_iter().any(may_differ);
     let files = checkpoint_files(directory)?;
     let files = files.into_iter().map(MappedFile::open);
     let files = files.collect::<Result<Vec<_>, _>>()?;
@@ -371,19 +420,24 @@ pub fn load<M: Module>(module: M, names: &Names, directory: &Path) -> Result<M, 
         views: &views,
         used: BTreeSet::new(),
         problems: Vec::new(),
+        may_differ,
+        kept: Vec::new(),
     };
     let module = module.map(&mut loader);
     let Loader {
-        used, mut problems, ..
+        used,
+        mut problems,
+        kept,
+        ..
     } = loader;
     let unexpected = views
         .keys()
-        .filter(|name| !used.contains(*name) && !names.is_ignored(name));
+        .filter(|name| is_exact && !used.contains(*name) && !names.is_ignored(name));
     problems.extend(unexpected.map(|name| format!("`{name}` is unexpected")));
     // Parts of one tensor miss it together.
     problems.dedup();
     if problems.is_empty() {
-        return Ok(module);
+        return Ok((module, kept));
     }
     Err(WeightsError::Mismatch {
         path: match &files[..] {
@@ -427,6 +481,8 @@ struct Loader<'a> {
     views: &'a BTreeMap<String, (usize, TensorView<'a>)>,
     used: BTreeSet<String>,
     problems: Vec<String>,
+    may_differ: fn(&str) -> bool,
+    kept: Vec<String>,
 }
 
 impl Loader<'_> {
@@ -443,6 +499,10 @@ impl Loader<'_> {
             .iter()
             .find(|name| self.views.contains_key(**name));
         let Some(&name) = found else {
+            if (self.may_differ)(&ours) {
+                self.kept.push(ours);
+                return None;
+            }
             self.problems.push(format!("`{}` is missing", source.name));
             return None;
         };
@@ -450,6 +510,10 @@ impl Loader<'_> {
         let (file, view) = &self.views[name];
         let expected = source.layout.shape(shape);
         if view.shape() != expected {
+            if (self.may_differ)(&ours) {
+                self.kept.push(ours);
+                return None;
+            }
             let problem = format!(
                 "`{name}` has shape {:?}, expected {expected:?}",
                 view.shape()
@@ -458,19 +522,15 @@ impl Loader<'_> {
             return None;
         }
         let matrix = Matrix::new(shape, source.layout);
-        let data = view.data();
-        let values = match view.dtype() {
-            Dtype::F64 => gather(data, &matrix, |bytes| f64::from_le_bytes(bytes) as f32),
-            Dtype::F32 => gather(data, &matrix, f32::from_le_bytes),
-            Dtype::F16 => gather(data, &matrix, |bytes| f16::from_le_bytes(bytes).to_f32()),
-            Dtype::BF16 => gather(data, &matrix, |bytes| bf16::from_le_bytes(bytes).to_f32()),
-            other => {
-                let problem = format!("`{name}` has type {other:?}, expected a float");
+        let values = match decode(view, &matrix) {
+            Ok(values) => values,
+            Err(found) => {
+                let problem = format!("`{name}` has type {found:?}, expected a float");
                 self.problems.push(problem);
                 return None;
             }
         };
-        self.files[*file].release(data);
+        self.files[*file].release(view.data());
         Some(values)
     }
 }

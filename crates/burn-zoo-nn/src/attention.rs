@@ -3,7 +3,6 @@
 
 use burn::config::Config;
 use burn::module::Module;
-use burn::nn::Linear;
 use burn::tensor::{Device, Tensor, TensorData};
 use burn_zoo_ops::{AttentionMask, Scoring, attention};
 use serde::{Deserialize, Serialize};
@@ -12,6 +11,7 @@ use crate::{
     ConfigError,
     cache::LayerCache,
     init,
+    linear::{Linear, Linears, within},
     pass::{Memory, Pass},
     require_positive,
     rotary::RotaryConfig,
@@ -241,6 +241,18 @@ pub struct MultiHeadAttention {
 }
 
 impl MultiHeadAttention {
+    /// Its linear layers.
+    pub(crate) fn linears(&mut self) -> Linears<'_> {
+        let parts = [
+            ("query", &mut self.query),
+            ("key", &mut self.key),
+            ("value", &mut self.value),
+            ("output", &mut self.output),
+        ];
+        let named = parts.map(|(name, part)| within(name, part.linears()));
+        named.into_iter().flatten().collect()
+    }
+
     /// Self-attention, `[batch, seq, d_model] → [batch, seq, d_model]`.
     ///
     /// With a cache, `input` continues the sequence that the cache holds and is added to it.

@@ -11,6 +11,7 @@ use crate::{
     attention::{AttentionConfig, MultiHeadAttention},
     cache::LayerCache,
     feed_forward::{Activation, FeedForward, FeedForwardConfig},
+    linear::{Linears, within},
     mixture::{MixtureConfig, MixtureOfExperts},
     norm::{Norm, NormConfig},
     pass::Pass,
@@ -214,6 +215,21 @@ pub struct Block {
 }
 
 impl Block {
+    /// Its linear layers.
+    pub(crate) fn linears(&mut self) -> Linears<'_> {
+        let mut linears = within("attention", self.attention.linears());
+        if let Some(cross_attention) = &mut self.cross_attention {
+            linears.extend(within("cross_attention", cross_attention.linears()));
+        }
+        if let Some(feed_forward) = &mut self.feed_forward {
+            linears.extend(within("feed_forward", feed_forward.linears()));
+        }
+        if let Some(mixture) = &mut self.mixture {
+            linears.extend(within("mixture", mixture.linears()));
+        }
+        linears
+    }
+
     /// `[batch, seq, d_model] → [batch, seq, d_model]`.
     ///
     /// With a cache, `x` continues the sequence that the cache holds and is added to it.

@@ -2,11 +2,10 @@
 //! "Transformer protein language models are unsupervised structure learners").
 
 use burn::module::Module;
-use burn::nn::Linear;
 use burn::tensor::{Device, Int, Tensor, activation};
 use serde::{Deserialize, Serialize};
 
-use crate::init;
+use crate::{init, linear::Linear};
 
 /// Configuration of a [`ContactHead`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

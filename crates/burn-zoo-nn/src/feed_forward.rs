@@ -2,12 +2,15 @@
 
 use burn::config::Config;
 use burn::module::Module;
-use burn::nn::Linear;
 use burn::tensor::{Device, Tensor, activation};
 use burn_zoo_ops::exact_gelu;
 use serde::{Deserialize, Serialize};
 
-use crate::{ConfigError, init, require_positive};
+use crate::{
+    ConfigError, init,
+    linear::{Linear, Linears, within},
+    require_positive,
+};
 
 /// The non-linearity between the two projections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -114,6 +117,15 @@ pub struct FeedForward {
 }
 
 impl FeedForward {
+    /// Its linear layers.
+    pub(crate) fn linears(&mut self) -> Linears<'_> {
+        let gate = self.gate.iter_mut().map(|gate| ("gate", gate));
+        let parts = gate.chain([("up", &mut self.up), ("down", &mut self.down)]);
+        parts
+            .flat_map(|(name, part)| within(name, part.linears()))
+            .collect()
+    }
+
     /// `[.., d_model] → [.., d_model]`.
     pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
         let inner = match &self.gate {

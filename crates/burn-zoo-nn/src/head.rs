@@ -1,7 +1,6 @@
 //! What follows the last hidden state: logits over the vocabulary, or labels.
 
 use burn::module::{Module, Param};
-use burn::nn::Linear;
 use burn::tensor::{Device, Int, Tensor, module};
 use serde::{Deserialize, Serialize};
 
@@ -9,6 +8,7 @@ use crate::{
     ConfigError,
     feed_forward::Activation,
     init,
+    linear::{Linear, Linears, within},
     norm::{Norm, NormConfig},
     require_positive,
 };
@@ -269,6 +269,23 @@ pub enum HeadOutput {
 }
 
 impl Head {
+    /// Its linear layers.
+    pub(crate) fn linears(&mut self) -> Linears<'_> {
+        let transform = self.transform.as_mut();
+        let parts = [
+            ("transform.dense", transform.map(|part| &mut part.dense)),
+            ("projection", self.projection.as_mut()),
+            ("dense", self.dense.as_mut()),
+            ("classifier", self.classifier.as_mut()),
+        ];
+        let there = parts
+            .into_iter()
+            .filter_map(|(name, part)| Some((name, part?)));
+        there
+            .flat_map(|(name, part)| within(name, part.linears()))
+            .collect()
+    }
+
     /// Whether it scores the vocabulary, which continuing a text needs.
     pub fn scores_vocabulary(&self) -> bool {
         self.config.language().is_some()
@@ -338,11 +355,11 @@ impl Head {
         };
         let scale = self.config.language().map_or(1.0, |config| config.scale);
         let hidden = if scale == 1.0 { hidden } else { hidden * scale };
-        let weight = match &self.projection {
-            Some(projection) => projection.weight.val(),
-            None => embedding.val().transpose(),
-        };
-        module::linear(hidden, weight, self.bias.as_ref().map(Param::val))
+        let bias = self.bias.as_ref().map(Param::val);
+        match &self.projection {
+            Some(projection) => projection.forward_with(hidden, bias),
+            None => module::linear(hidden, embedding.val().transpose(), bias),
+        }
     }
 }
 

@@ -7,11 +7,12 @@
 use std::cell::{Cell, RefCell};
 
 use burn::module::{Param, ParamId};
-use burn::nn::Linear;
 use burn::tensor::{Device, Shape, Tensor, TensorData};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
+
+use crate::linear::Linear;
 
 thread_local! {
     static GENERATOR: RefCell<ChaCha8Rng> = RefCell::new(ChaCha8Rng::seed_from_u64(0));
@@ -92,5 +93,6 @@ pub fn linear(d_input: usize, d_output: usize, bias: bool, std: f64, device: &De
     Linear {
         weight: normal([d_input, d_output], std, device),
         bias: bias.then(|| constant([d_output], 0.0, device)),
+        lora: None,
     }
 }

@@ -9,6 +9,7 @@
 //! | [`embedding`] | tokens, learned and sinusoidal positions, segments |
 //! | [`rotary`] | rotary positions and their scaling |
 //! | [`bias`] | ALiBi and T5's relative buckets |
+//! | [`linear`] | the linear layer and its low-rank adapter |
 //! | [`attention`] | self- and cross-attention: patterns, grouped heads, scales |
 //! | [`feed_forward`] | the position-wise network, gated or not |
 //! | [`mixture`] | mixture of experts |
@@ -42,6 +43,7 @@ pub mod embedding;
 pub mod feed_forward;
 pub mod head;
 pub mod init;
+pub mod linear;
 pub mod mixture;
 pub mod norm;
 pub mod pass;

@@ -3,14 +3,15 @@
 //! Fedus et al. 2021, arXiv:2101.03961).
 
 use burn::module::Module;
-use burn::nn::Linear;
 use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor, TensorData, activation};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     ConfigError,
     feed_forward::{FeedForward, FeedForwardConfig},
-    init, require_positive,
+    init,
+    linear::{Linear, Linears, within},
+    require_positive,
 };
 
 /// How the chosen experts' outputs are weighted.
@@ -238,6 +239,18 @@ fn largest(values: &[f32], k: usize) -> Vec<usize> {
 }
 
 impl MixtureOfExperts {
+    /// Its linear layers.
+    pub(crate) fn linears(&mut self) -> Linears<'_> {
+        let mut linears = within("router", self.router.linears());
+        for (index, expert) in self.experts.iter_mut().enumerate() {
+            linears.extend(within(&format!("experts.{index}"), expert.linears()));
+        }
+        if let Some(shared) = &mut self.shared {
+            linears.extend(within("shared", shared.linears()));
+        }
+        linears
+    }
+
     /// `[batch, seq, d_model] → [batch, seq, d_model]`, with what the router decided.
     ///
     /// The choice of experts is read from the device; each expert then runs on the rows it takes.

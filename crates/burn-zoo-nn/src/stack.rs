@@ -10,6 +10,7 @@ use crate::{
     bias::{RelativeBias, RelativeBiasConfig, RelativeDirection},
     block::{Block, BlockConfig, NormPlacement},
     cache::{KvCache, LayerCache},
+    linear::{Linears, within},
     norm::{Norm, NormConfig},
     pass::Pass,
     require_positive,
@@ -161,6 +162,14 @@ pub struct Stack {
 }
 
 impl Stack {
+    /// Its linear layers.
+    pub(crate) fn linears(&mut self) -> Linears<'_> {
+        let blocks = self.blocks.iter_mut().enumerate();
+        blocks
+            .flat_map(|(index, block)| within(&format!("blocks.{index}"), block.linears()))
+            .collect()
+    }
+
     /// An empty cache for `batch` sequences of up to `capacity` positions.
     pub fn new_cache(&self, batch: usize, capacity: usize, device: &Device) -> KvCache {
         let layer = |&[n_kv_heads, head_dim]: &[usize; 2]| {

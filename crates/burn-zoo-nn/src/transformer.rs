@@ -1,7 +1,6 @@
 //! The model: embedding → stack → head, with an encoder before the stack where there is one.
 
 use burn::module::{Module, ModuleDisplay};
-use burn::nn::Linear;
 use burn::tensor::{Device, Int, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +13,7 @@ use crate::{
     embedding::{Embedding, EmbeddingConfig, Inputs, PositionConfig},
     head::{Head, HeadConfig, HeadOutput},
     init,
+    linear::{Linear, Linears, within},
     mixture::Routing,
     norm::NormConfig,
     pass::{Memory, Pass},
@@ -246,6 +246,15 @@ impl TransformerConfig {
             + self.head.n_parameters(self.vocab_size(), d_model)
     }
 
+    /// Gives `model` a new pooler and head, where it has them.
+    pub fn init_ends(&self, model: &mut Transformer, device: &Device) {
+        let (d_model, std) = (self.d_model(), self.embedding.init_std);
+        model.pooler = self
+            .pooler
+            .then(|| init::linear(d_model, d_model, true, std, device));
+        model.head = self.head.init(self.vocab_size(), d_model, std, device);
+    }
+
     /// A model on `device`. Its values follow from [`init::seed`].
     ///
     /// # Panics
@@ -312,6 +321,21 @@ pub struct Outputs {
 }
 
 impl Transformer {
+    /// Its linear layers by path, such as `stack.blocks.0.attention.query`: all matrices but embeddings and
+    /// the reader of contacts.
+    pub fn linears(&mut self) -> Linears<'_> {
+        let mut linears = Linears::new();
+        if let Some(encoder) = &mut self.encoder {
+            linears.extend(within("encoder", encoder.linears()));
+        }
+        linears.extend(within("stack", self.stack.linears()));
+        if let Some(pooler) = &mut self.pooler {
+            linears.extend(within("pooler", pooler.linears()));
+        }
+        linears.extend(within("head", self.head.linears()));
+        linears
+    }
+
     /// The longest sequence.
     pub fn context_length(&self) -> usize {
         self.context_length

@@ -39,7 +39,7 @@ pub struct RunState {
     pub best: Option<Evaluation>,
     /// Evaluations since the best one.
     pub evaluations_since_best: usize,
-    /// Tokens learned from.
+    /// Predictions learned from: tokens of a text, or labels.
     pub tokens: usize,
     /// Seconds spent in training steps.
     pub training_seconds: f64,
@@ -54,6 +54,9 @@ pub struct Evaluation {
     pub step: usize,
     /// The mean loss over the validation split, in nats.
     pub loss: f64,
+    /// The share of predictions that are right, where that is counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<f64>,
 }
 
 /// What makes a checkpoint unusable.

@@ -3,9 +3,9 @@
 //! Three ways in, from most to least ready-made:
 //!
 //! - [`run::train`] takes a [`Recipe`] and a text and leaves a model directory;
-//! - [`trainer::fit`] takes any [`LanguageModel`](burn_zoo_nn::LanguageModel), also one composed by
-//!   hand, and tokens;
-//! - [`CausalLm`](objective::CausalLm) and [`StepLoop`](step_loop::StepLoop) are a `TrainStep` and a
+//! - [`trainer::fit`] takes any model, also one composed by hand, an
+//!   [`Objective`](objective::Objective), and data;
+//! - [`Trainee`](objective::Trainee) and [`StepLoop`](step_loop::StepLoop) are a `TrainStep` and a
 //!   strategy for burn-train's `SupervisedTraining`.
 
 pub mod checkpoint;

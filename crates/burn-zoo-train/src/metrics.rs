@@ -19,7 +19,9 @@ pub enum Quantity {
     Loss,
     /// The exponential of the mean loss.
     Perplexity,
-    /// Tokens per second.
+    /// The share of predictions that are right.
+    Accuracy,
+    /// Predictions per second: tokens of a text, or labels.
     Speed,
     /// The most memory that the process has had resident, in megabytes.
     Memory,
@@ -30,6 +32,7 @@ impl Quantity {
         match self {
             Self::Loss => "Loss",
             Self::Perplexity => "Perplexity",
+            Self::Accuracy => "Accuracy",
             Self::Speed => "Tokens per second",
             Self::Memory => "Memory (MB)",
         }
@@ -37,9 +40,10 @@ impl Quantity {
 
     /// The sum and the weight that a step adds; their quotient is the mean.
     fn observe(self, step: &StepFacts) -> [f64; 2] {
-        let tokens = step.n_tokens as f64;
+        let tokens = step.n_predictions as f64;
         match self {
             Self::Loss | Self::Perplexity => [step.loss * tokens, tokens],
+            Self::Accuracy => [step.accuracy.unwrap_or(f64::NAN) * tokens, tokens],
             Self::Speed => [tokens, step.seconds],
             Self::Memory => [memory::peak_bytes().unwrap_or(0) as f64 / 1e6, 1.0],
         }
@@ -75,7 +79,7 @@ impl StepMetric {
 
     fn entry(&self, numeric: NumericEntry) -> SerializedEntry {
         let precision = match self.quantity {
-            Quantity::Loss | Quantity::Perplexity => 4,
+            Quantity::Loss | Quantity::Perplexity | Quantity::Accuracy => 4,
             Quantity::Speed | Quantity::Memory => 0,
         };
         let total = self.quantity.value(self.total);
@@ -89,16 +93,19 @@ impl StepMetric {
 #[derive(Clone, Copy, Debug)]
 pub struct StepFacts {
     loss: f64,
-    n_tokens: usize,
+    accuracy: Option<f64>,
+    n_predictions: usize,
     seconds: f64,
 }
 
 impl Adaptor<StepFacts> for LossOutput {
     fn adapt(&self) -> StepFacts {
+        // The learner has synced the output, so the values are there.
+        let facts = self.facts().ok();
         StepFacts {
-            // The learner has synced the output, so the value is there.
-            loss: self.value().unwrap_or(f64::NAN),
-            n_tokens: self.n_tokens,
+            loss: facts.map_or(f64::NAN, |facts| facts.loss),
+            accuracy: facts.and_then(|facts| facts.accuracy),
+            n_predictions: self.n_predictions,
             seconds: self.seconds,
         }
     }
@@ -114,7 +121,7 @@ impl Metric for StepMetric {
     fn attributes(&self) -> MetricAttributes {
         NumericAttributes {
             unit: None,
-            higher_is_better: self.quantity == Quantity::Speed,
+            higher_is_better: matches!(self.quantity, Quantity::Speed | Quantity::Accuracy),
         }
         .into()
     }
@@ -130,7 +137,7 @@ impl Metric for StepMetric {
         }
         Ok(self.entry(NumericEntry::Aggregated {
             aggregated_value: self.quantity.value(self.last),
-            count: step.n_tokens,
+            count: step.n_predictions,
         }))
     }
 

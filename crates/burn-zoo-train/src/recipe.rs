@@ -196,6 +196,9 @@ pub struct LoopConfig {
     /// Batches whose gradients make one optimiser step.
     #[serde(default = "one")]
     pub accumulation: usize,
+    /// How much of each target's probability is spread over all classes in training.
+    #[serde(default)]
+    pub label_smoothing: f32,
     /// Steps between evaluations of the whole validation split, each followed by a checkpoint.
     #[serde(default = "default_eval_interval")]
     pub eval_interval: usize,
@@ -218,6 +221,7 @@ impl LoopConfig {
             iterations,
             batch_size,
             accumulation: one(),
+            label_smoothing: 0.0,
             eval_interval: default_eval_interval(),
             log_interval: default_log_interval(),
             keep_checkpoints: default_keep_checkpoints(),

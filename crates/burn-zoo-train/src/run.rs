@@ -16,6 +16,7 @@ use burn_train::Interrupter;
 use burn_zoo_data::{
     corpus::Corpus,
     tokenizer::{Tokenizer, TokenizerConfig, TokenizerError},
+    windows::{Splits, StepShape, TooShort, Windows},
 };
 use burn_zoo_models::{
     directory::{self, DirectoryError},
@@ -27,9 +28,10 @@ use serde::{Deserialize, Serialize};
 use crate::{
     checkpoint::RunState,
     memory,
+    objective::LanguageModeling,
     recipe::{Objective, Recipe, RecipeError},
     step_loop::{End, Record},
-    trainer::{Display, FitError, Session, Splits, TrainerConfig, fit},
+    trainer::{Display, FitError, Session, TrainerConfig, fit},
 };
 
 const RECIPE: &str = "recipe.toml";
@@ -95,6 +97,9 @@ pub enum RunError {
     /// The model's sizes do not fit the tokenizer.
     #[error("recipe key `model.{}`: {}", .0.field, .0.problem)]
     Model(ConfigError),
+    /// There are too few tokens.
+    #[error(transparent)]
+    TooShort(#[from] TooShort),
     /// The recipe is unusable.
     #[error(transparent)]
     Recipe(#[from] RecipeError),
@@ -214,9 +219,13 @@ pub fn train(
     }
     let config = &architecture.transformer;
     check_objective(recipe.objective, config).map_err(RunError::Model)?;
-    splits
-        .require_window(config.context_length())
-        .map_err(FitError::from)?;
+    let shape = StepShape {
+        batch_size: recipe.training.batch_size,
+        accumulation: recipe.training.accumulation,
+        context_length: config.context_length(),
+    };
+    let prediction = recipe.objective.prediction(mask.unwrap_or(0));
+    let windows = Windows::new(splits.clone(), shape, prediction, recipe.seed)?;
 
     // From here on the directory changes: everything that can be refused has been.
     if options.start == Start::Overwrite {
@@ -251,8 +260,9 @@ pub fn train(
     };
     let fitted = fit(
         config.init(device),
-        &splits,
-        &TrainerConfig::new(recipe, config.context_length(), mask.unwrap_or(0)),
+        LanguageModeling,
+        &windows,
+        &TrainerConfig::new(recipe),
         device,
         session,
     )?;

@@ -10,14 +10,14 @@ use std::time::Instant;
 
 use burn::data::dataloader::{DataLoaderIterator, Progress};
 use burn::module::{ModuleVisitor, Param};
-use burn::optim::GradientsAccumulator;
+use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::{DType, Device, Tensor, TensorReadError};
 use burn_train::{
     EventProcessorTraining, InferenceStep, Interrupter, Learner, LearnerEvent, LearnerModel,
     SupervisedLearningStrategy, SupervisedTrainingEventProcessor, TrainLoader, TrainOutput,
     TrainStep, TrainingComponents, TrainingItem, ValidLoader,
 };
-use burn_zoo_data::windows::TokenBatch;
+use burn_zoo_data::batch::Batch;
 
 use crate::{
     checkpoint::{Checkpoints, Evaluation, RunState},
@@ -73,6 +73,9 @@ pub enum Record {
         step: usize,
         /// The mean loss, in nats.
         valid_loss: f64,
+        /// The share of predictions that are right, where that is counted.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        valid_accuracy: Option<f64>,
     },
 }
 
@@ -142,11 +145,12 @@ struct Unread {
     output: LossOutput,
 }
 
-impl<M> SupervisedLearningStrategy<M> for StepLoop
+impl<M, B> SupervisedLearningStrategy<M> for StepLoop
 where
+    B: Batch,
     M: LearnerModel
-        + TrainStep<Input = TokenBatch, Output = LossOutput>
-        + InferenceStep<Input = TokenBatch, Output = LossOutput>,
+        + TrainStep<Input = B, Output = LossOutput>
+        + InferenceStep<Input = B, Output = LossOutput>,
 {
     fn fit(
         &self,
@@ -231,11 +235,12 @@ where
     }
 }
 
-impl<M> Running<'_, M>
+impl<M, B> Running<'_, M>
 where
+    B: Batch,
     M: LearnerModel
-        + TrainStep<Input = TokenBatch, Output = LossOutput>
-        + InferenceStep<Input = TokenBatch, Output = LossOutput>,
+        + TrainStep<Input = B, Output = LossOutput>
+        + InferenceStep<Input = B, Output = LossOutput>,
 {
     fn state_now(&self) -> RunState {
         RunState {
@@ -271,10 +276,7 @@ where
     }
 
     /// Steps up to the next evaluation.
-    fn train_segment(
-        &mut self,
-        batches: &mut (dyn DataLoaderIterator<TokenBatch> + '_),
-    ) -> Result<(), End> {
+    fn train_segment(&mut self, batches: &mut (dyn DataLoaderIterator<B> + '_)) -> Result<(), End> {
         let config = &self.settings.config;
         let (first, segment) = (self.state.step, self.segment());
         let last = (segment * config.eval_interval).min(config.iterations);
@@ -320,7 +322,7 @@ where
     /// One optimiser step over `accumulation` batches.
     fn step(
         &mut self,
-        batches: &mut (dyn DataLoaderIterator<TokenBatch> + '_),
+        batches: &mut (dyn DataLoaderIterator<B> + '_),
         clock: &mut Instant,
     ) -> Result<LossOutput, End> {
         // Dropout follows from the seed and the step, so that a resumed run draws the same.
@@ -328,22 +330,13 @@ where
             self.settings.seed ^ (self.state.step as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
         self.settings.device.seed(step_seed);
 
-        let TrainOutput {
-            mut grads,
-            item: mut output,
-        } = self.learner.train_step(next(batches)?);
-        let accumulation = self.settings.config.accumulation;
-        if accumulation > 1 {
-            let model = self.learner.model();
-            let mut accumulator = GradientsAccumulator::new();
-            accumulator.accumulate(&model, grads);
-            for _ in 1..accumulation {
-                let trained = self.learner.train_step(next(batches)?);
-                accumulator.accumulate(&model, trained.grads);
-                output = output.merge(trained.item);
+        let (grads, mut output) = match self.settings.config.accumulation {
+            1 => {
+                let TrainOutput { grads, item } = self.learner.train_step(next(batches)?);
+                (grads, item)
             }
-            grads = accumulator.grads();
-        }
+            accumulation => self.accumulate(batches, accumulation)?,
+        };
         self.learner.lr_step();
         self.learner.optimizer_step(grads);
 
@@ -351,7 +344,7 @@ where
         output.seconds = clock.elapsed().as_secs_f64();
         *clock = Instant::now();
         self.state.step += 1;
-        self.state.tokens += output.n_tokens;
+        self.state.tokens += output.n_predictions;
         self.state.training_seconds += output.seconds;
         self.unread = Some(Unread {
             step: self.state.step,
@@ -361,12 +354,37 @@ where
         Ok(output)
     }
 
+    /// The gradients of several batches as if they were one: each counts by its share of the predictions.
+    fn accumulate(
+        &mut self,
+        batches: &mut (dyn DataLoaderIterator<B> + '_),
+        accumulation: usize,
+    ) -> Result<(GradientsParams, LossOutput), End> {
+        let parts = (0..accumulation).map(|_| next(batches));
+        let parts = parts.collect::<Result<Vec<B>, End>>()?;
+        let total: usize = parts.iter().map(B::n_predictions).sum();
+        let model = self.learner.model();
+        let mut accumulator = GradientsAccumulator::new();
+        let mut outputs = parts.into_iter().map(|mut part| {
+            part.set_share(part.n_predictions() as f32 / total as f32);
+            let TrainOutput { grads, item } = self.learner.train_step(part);
+            accumulator.accumulate(&model, grads);
+            item
+        });
+        let first = outputs.next();
+        let output = outputs.fold(first, |sum, part| {
+            sum.map(|sum: LossOutput| sum.merge(part))
+        });
+        let output = output.expect("a step has at least one batch");
+        Ok((accumulator.grads(), output))
+    }
+
     /// Reads the loss of the step before, by when the device has likely finished it.
     fn read_loss(&mut self) -> Result<(), End> {
         let Some(unread) = self.unread.take() else {
             return Ok(());
         };
-        let loss = unread.output.value().map_err(device_failed)?;
+        let loss = unread.output.facts().map_err(device_failed)?.loss;
         if !loss.is_finite() {
             return Err(End::NonFiniteLoss { step: unread.step });
         }
@@ -414,14 +432,19 @@ where
         self.interrupter.fail_on_error(started);
 
         let model = self.learner.model().valid();
-        let (mut sum, mut tokens) = (0.0, 0);
+        let (mut sum, mut correct, mut count) = (0.0, None, 0);
         let mut batches = valid.iter();
         let mut clock = Instant::now();
         while let Some(batch) = batches.next() {
             let batch = batch.map_err(|error| End::Failed(error.to_string()))?;
             let mut output = InferenceStep::step(&model, batch);
-            sum += output.value().map_err(device_failed)? * output.n_tokens as f64;
-            tokens += output.n_tokens;
+            let facts = output.facts().map_err(device_failed)?;
+            let weight = output.n_predictions as f64;
+            sum += facts.loss * weight;
+            count += output.n_predictions;
+            if let Some(accuracy) = facts.accuracy {
+                *correct.get_or_insert(0.0) += accuracy * weight;
+            }
             output.seconds = clock.elapsed().as_secs_f64();
             clock = Instant::now();
             let item = TrainingItem::new(output, batches.progress(), Some(step), None);
@@ -435,15 +458,21 @@ where
         let ended = self.events.process_train(LearnerEvent::EndEpoch(segment));
         self.interrupter.fail_on_error(ended);
 
-        let loss = sum / tokens as f64;
+        let loss = sum / count as f64;
+        let accuracy = correct.map(|correct| correct / count as f64);
         if !loss.is_finite() {
             return Err(End::NonFiniteLoss { step });
         }
         (self.settings.on_record)(Record::Valid {
             step,
             valid_loss: loss,
+            valid_accuracy: accuracy,
         });
-        self.state.valid = Some(Evaluation { step, loss });
+        self.state.valid = Some(Evaluation {
+            step,
+            loss,
+            accuracy,
+        });
         if self.state.best.is_none_or(|best| loss < best.loss) {
             self.state.best = self.state.valid;
             self.state.evaluations_since_best = 0;
@@ -459,7 +488,7 @@ where
     }
 }
 
-fn next(batches: &mut (dyn DataLoaderIterator<TokenBatch> + '_)) -> Result<TokenBatch, End> {
+fn next<B>(batches: &mut (dyn DataLoaderIterator<B> + '_)) -> Result<B, End> {
     match batches.next() {
         Some(Ok(batch)) => Ok(batch),
         Some(Err(error)) => Err(End::Failed(error.to_string())),

@@ -1,23 +1,20 @@
-//! Training any language model on tokens.
+//! Training any model on any objective.
 
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 
-use burn::module::Module;
+use burn::module::{Module, ModuleDisplay};
 use burn::tensor::Device;
 use burn_train::metric::LearningRateMetric;
 use burn_train::renderer::{MetricsRenderer, tui::TuiMetricsRendererWrapper};
 use burn_train::{Interrupter, Learner, SupervisedTraining, TrainingStrategy};
-use burn_zoo_data::windows::{
-    Prediction, RandomWindows, StepShape, TooShort, WholeSplit, require_window,
-};
-use burn_zoo_nn::LanguageModel;
+use burn_zoo_data::batch::{Prefetch, TrainingData};
 
 use crate::{
     checkpoint::{self, CheckpointError, Checkpoints, RunState},
     lines::LineRenderer,
     metrics::{NoLog, Quantity, StepMetric},
-    objective::CausalLm,
+    objective::{Objective, StepConfig, Trainee},
     optimizer::OptimizerConfig,
     recipe::{LoopConfig, Recipe},
     schedule::ScheduleConfig,
@@ -30,10 +27,6 @@ use crate::{
 pub struct TrainerConfig {
     /// Decides the order of the data, and dropout.
     pub seed: u64,
-    /// Tokens in a window.
-    pub context_length: usize,
-    /// What is asked of them.
-    pub prediction: Prediction,
     /// How parameters follow gradients.
     pub optimizer: OptimizerConfig,
     /// How the learning rate changes.
@@ -43,34 +36,14 @@ pub struct TrainerConfig {
 }
 
 impl TrainerConfig {
-    /// What a recipe says, for windows as long as its model's context. `mask` is the token that hides
-    /// another, for objectives that need one.
-    pub fn new(recipe: &Recipe, context_length: usize, mask: u32) -> Self {
+    /// What a recipe says.
+    pub fn new(recipe: &Recipe) -> Self {
         Self {
             seed: recipe.seed,
-            context_length,
-            prediction: recipe.objective.prediction(mask),
             optimizer: recipe.optimizer.clone(),
             schedule: recipe.schedule.clone(),
             training: recipe.training.clone(),
         }
-    }
-}
-
-/// The tokens to learn from, and those held out.
-#[derive(Clone, Debug)]
-pub struct Splits {
-    /// What is learned from.
-    pub train: Arc<[u32]>,
-    /// What is held out.
-    pub valid: Arc<[u32]>,
-}
-
-impl Splits {
-    /// Refuses splits that are shorter than one window.
-    pub fn require_window(&self, context_length: usize) -> Result<(), TooShort> {
-        require_window("training", self.train.len(), context_length)?;
-        require_window("validation", self.valid.len(), context_length)
     }
 }
 
@@ -118,9 +91,6 @@ impl Default for Session {
 /// What stops a training.
 #[derive(Debug, thiserror::Error)]
 pub enum FitError {
-    /// There are too few tokens.
-    #[error(transparent)]
-    TooShort(#[from] TooShort),
     /// A checkpoint cannot be opened or read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
@@ -164,14 +134,15 @@ pub struct Fitted<M> {
     pub outcome: Outcome,
 }
 
-/// Trains `model` through burn-train's learner.
+/// Trains `model` to an objective through burn-train's learner.
 ///
 /// ```
 /// use burn::tensor::Device;
-/// use burn_zoo_data::windows::Prediction;
+/// use burn_zoo_data::windows::{Prediction, Splits, StepShape, Windows};
 /// use burn_zoo_nn::{TransformerConfig, block::BlockConfig, init};
+/// use burn_zoo_train::objective::LanguageModeling;
 /// use burn_zoo_train::{optimizer::OptimizerConfig, recipe::LoopConfig, schedule::ScheduleConfig};
-/// use burn_zoo_train::trainer::{Session, Splits, TrainerConfig, fit};
+/// use burn_zoo_train::trainer::{Session, TrainerConfig, fit};
 ///
 /// let device = Device::flex();
 /// init::seed(1);
@@ -179,32 +150,42 @@ pub struct Fitted<M> {
 /// // 0 1 2 3 0 1 2 3 …
 /// let tokens: Vec<u32> = (0..400).map(|i| i % 4).collect();
 /// let splits = Splits { train: tokens.clone().into(), valid: tokens.into() };
+/// let shape = StepShape { batch_size: 8, accumulation: 1, context_length: 8 };
+/// let windows = Windows::new(splits, shape, Prediction::Next, 1).unwrap();
 /// let config = TrainerConfig {
 ///     seed: 1,
-///     context_length: 8,
-///     prediction: Prediction::Next,
 ///     optimizer: OptimizerConfig::new(1e-2),
 ///     schedule: ScheduleConfig::Constant { warmup_iterations: 0 },
 ///     training: LoopConfig::new(30, 8),
 /// };
-/// let fitted = fit(model, &splits, &config, &device, Session::default()).unwrap();
+/// let session = Session::default();
+/// let fitted = fit(model, LanguageModeling, &windows, &config, &device, session).unwrap();
 /// let loss = fitted.outcome.state.valid.unwrap().loss;
 /// assert!(loss < 4f64.ln() / 2.0, "half of what guessing gives, got {loss}");
 /// ```
-pub fn fit<M: LanguageModel>(
+pub fn fit<M, O>(
     model: M,
-    splits: &Splits,
+    objective: O,
+    data: &dyn TrainingData<O::Batch>,
     config: &TrainerConfig,
     device: &Device,
     session: Session,
-) -> Result<Fitted<M>, FitError> {
+) -> Result<Fitted<M>, FitError>
+where
+    M: Module + ModuleDisplay + 'static,
+    O: Objective<M>,
+{
     let training = &config.training;
-    let objective = CausalLm::new(model, config.optimizer.clip_norm);
-    let optimizer = config.optimizer.init(&objective);
+    let step = StepConfig {
+        clip_norm: config.optimizer.clip_norm,
+        label_smoothing: training.label_smoothing,
+    };
+    let trainee = Trainee::new(model, objective, step);
+    let optimizer = config.optimizer.init(&trainee);
     let schedule = config
         .schedule
         .init(config.optimizer.learning_rate, training.iterations);
-    let mut learner = Learner::new(objective, optimizer, schedule);
+    let mut learner = Learner::new(trainee, optimizer, schedule);
 
     let checkpoints = match &session.folder {
         Some(folder) => Some(Checkpoints::open(
@@ -227,21 +208,9 @@ pub fn fit<M: LanguageModel>(
         }
     };
 
-    let shape = StepShape {
-        batch_size: training.batch_size,
-        accumulation: training.accumulation,
-        context_length: config.context_length,
-    };
     let steps = start.step..training.iterations.max(start.step);
-    let train = RandomWindows::new(splits.train.clone(), shape, config.seed, steps, device)?
-        .asking(config.prediction);
-    let valid = WholeSplit::new(
-        splits.valid.clone(),
-        training.batch_size,
-        config.context_length,
-        device,
-    )?
-    .asking(config.prediction);
+    let train = Prefetch::new(data.train(steps, device));
+    let valid = Prefetch::new(data.valid(device));
 
     let renderer: Box<dyn MetricsRenderer> = match session.display {
         Display::Screen => {
@@ -315,14 +284,14 @@ pub fn fit<M: LanguageModel>(
         }
         End::Finished | End::EarlyStopped | End::Interrupted => {}
     }
-    let mut objective = result.model;
+    let mut trainee = result.model;
     if let (End::EarlyStopped, Some(checkpoints), Some(best)) =
         (&outcome.end, &checkpoints, outcome.state.best)
     {
-        objective = objective.load_record(checkpoints.model(best.step)?);
+        trainee = trainee.load_record(checkpoints.model(best.step)?);
     }
     Ok(Fitted {
-        model: objective.model,
+        model: trainee.model,
         outcome,
     })
 }

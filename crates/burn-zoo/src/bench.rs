@@ -2,14 +2,19 @@
 
 use std::time::{Duration, Instant};
 
-use burn::data::dataloader::DataLoader;
 use burn::optim::GradientsParams;
 use burn::tensor::Device;
-use burn_zoo_data::windows::{RandomWindows, StepShape, TokenBatch};
+use burn_zoo_data::{
+    batch::TrainingData,
+    windows::{Prediction, Splits, StepShape, TokenBatch, Windows},
+};
 use burn_zoo_models::gpt::GptConfig;
 use burn_zoo_nn::{ConfigError, Transformer, init};
 use burn_zoo_train::{
-    Learner, memory, objective::CausalLm, optimizer::OptimizerConfig, schedule::ScheduleConfig,
+    Learner, memory,
+    objective::{LanguageModeling, StepConfig, Trainee},
+    optimizer::OptimizerConfig,
+    schedule::ScheduleConfig,
 };
 use serde::Serialize;
 
@@ -17,7 +22,7 @@ const SEED: u64 = 1337;
 
 /// Real training steps of a GPT on random tokens: forward pass, loss, gradients, clipping, AdamW.
 pub struct TrainBench {
-    learner: Learner<CausalLm<Transformer>>,
+    learner: Learner<Trainee<Transformer, LanguageModeling>>,
     batches: Vec<TokenBatch>,
     next: usize,
     device: Device,
@@ -73,7 +78,11 @@ impl TrainBench {
         let schedule = ScheduleConfig::Constant {
             warmup_iterations: 0,
         };
-        let objective = CausalLm::new(transformer, optimizer.clip_norm);
+        let step = StepConfig {
+            clip_norm: optimizer.clip_norm,
+            ..StepConfig::default()
+        };
+        let objective = Trainee::new(transformer, LanguageModeling, step);
         let schedule = schedule.init(optimizer.learning_rate, usize::MAX);
         let optimizer = optimizer.init(&objective);
         let device = device.clone().autodiff();
@@ -90,11 +99,19 @@ impl TrainBench {
         let tokens = (0..16 * model.context_length as u64 + 1)
             .map(|index| (index.wrapping_mul(2_654_435_761) % vocab_size as u64) as u32)
             .collect::<Vec<_>>();
-        let windows = RandomWindows::new(tokens.into(), shape, SEED, 0..8, &device)
+        let splits = Splits {
+            train: tokens.clone().into(),
+            valid: tokens.into(),
+        };
+        let windows = Windows::new(splits, shape, Prediction::Next, SEED)
             .expect("the text is longer than a window");
         Ok(Self {
             learner,
-            batches: windows.iter().filter_map(Result::ok).collect(),
+            batches: windows
+                .train(0..8, &device)
+                .iter()
+                .filter_map(Result::ok)
+                .collect(),
             next: 0,
             device,
             n_tokens: shape.n_tokens(),
@@ -111,7 +128,11 @@ impl TrainBench {
         let batch = self.batch();
         let output = self.learner.train_step(batch);
         self.learner.optimizer_step(output.grads);
-        output.item.value().expect("the device computes the loss")
+        output
+            .item
+            .facts()
+            .expect("the device computes the loss")
+            .loss
     }
 
     /// One step, part by part.
@@ -126,7 +147,7 @@ impl TrainBench {
             elapsed
         };
         let objective = self.learner.model();
-        let loss = objective.loss(batch.inputs, batch.targets);
+        let loss = objective.loss(&batch).mean;
         let forward = lap();
         let grads = GradientsParams::from_grads(loss.backward(), &objective);
         let backward = lap();

@@ -1,0 +1,248 @@
+//! Labelled examples as batches: padded to the longest, in an order that follows from the seed.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use burn::data::dataloader::DataLoader;
+use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+use burn_zoo_nn::Inputs;
+use rand::{SeedableRng, seq::SliceRandom};
+use rand_chacha::ChaCha8Rng;
+
+use crate::{
+    batch::{Batch, Numbered, TrainingData},
+    windows::NOT_ASKED,
+};
+
+/// What a model should say of a reading.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Target {
+    /// The number of a class.
+    Class(usize),
+    /// A number.
+    Number(f32),
+    /// The number of a class for each token, or [`NOT_ASKED`].
+    Tokens(Vec<i32>),
+    /// The first and the last token of an answer.
+    Span(usize, usize),
+}
+
+/// A reading and what should be said of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Example {
+    /// Token ids, marks included.
+    pub tokens: Vec<u32>,
+    /// The segment of each.
+    pub segments: Vec<u32>,
+    /// What is asked.
+    pub target: Target,
+}
+
+/// What is asked of a batch, on a device.
+#[derive(Clone, Debug)]
+pub enum Targets {
+    /// A class for each sequence, `[batch]`.
+    Classes(Tensor<1, Int>),
+    /// A number for each sequence, `[batch]`.
+    Numbers(Tensor<1>),
+    /// A class for each token, `[batch, seq]`, or [`NOT_ASKED`].
+    Tokens(Tensor<2, Int>),
+    /// The first and the last token of each answer, both `[batch]`.
+    Spans(Tensor<1, Int>, Tensor<1, Int>),
+}
+
+/// Labelled sequences on a device.
+#[derive(Clone, Debug)]
+pub struct ExampleBatch {
+    /// `[batch, seq]`, padded to the longest.
+    pub inputs: Inputs,
+    /// What is asked.
+    pub targets: Targets,
+    /// How many labels are asked.
+    pub n_asked: usize,
+    /// The batch's share of the predictions of its optimiser step.
+    pub share: f32,
+}
+
+impl Batch for ExampleBatch {
+    fn n_predictions(&self) -> usize {
+        self.n_asked
+    }
+
+    fn share(&self) -> f32 {
+        self.share
+    }
+
+    fn set_share(&mut self, share: f32) {
+        self.share = share;
+    }
+}
+
+impl ExampleBatch {
+    /// Puts examples on a device, each padded with `padding` to the longest. All must ask for the same kind of
+    /// thing.
+    ///
+    /// # Panics
+    ///
+    /// When there are none, or their targets are of different kinds.
+    pub fn new(examples: &[&Example], padding: u32, device: &Device) -> Self {
+        let batch = examples.len();
+        let seq = examples.iter().map(|example| example.tokens.len()).max();
+        let seq = seq.expect("a batch has at least one example");
+        let rows = |row: &dyn Fn(&Example) -> Vec<i32>, fill: i32| {
+            let mut values = Vec::with_capacity(batch * seq);
+            for (number, example) in examples.iter().enumerate() {
+                values.extend(row(example));
+                values.resize((number + 1) * seq, fill);
+            }
+            Tensor::<2, Int>::from_data(TensorData::new(values, [batch, seq]), device)
+        };
+        let ids = |ids: &[u32]| ids.iter().map(|&id| id as i32).collect();
+        let tokens = rows(&|example| ids(&example.tokens), padding as i32);
+        let has_padding = examples.iter().any(|example| example.tokens.len() < seq);
+        let visible = has_padding.then(|| {
+            let real = examples.iter().flat_map(|example| {
+                let length = example.tokens.len();
+                (0..seq).map(move |position| position < length)
+            });
+            let real: Vec<bool> = real.collect();
+            Tensor::<2, Bool>::from_data(TensorData::new(real, [batch, seq]), device)
+        });
+        let has_segments = examples
+            .iter()
+            .any(|example| example.segments.iter().any(|&segment| segment > 0));
+        let segments = has_segments.then(|| rows(&|example| ids(&example.segments), 0));
+        Self {
+            inputs: Inputs {
+                visible,
+                segments,
+                ..tokens.into()
+            },
+            n_asked: examples.iter().map(|example| example.n_asked()).sum(),
+            targets: targets(examples, rows, device),
+            share: 1.0,
+        }
+    }
+}
+
+impl Example {
+    /// How many labels it asks for.
+    fn n_asked(&self) -> usize {
+        match &self.target {
+            Target::Tokens(classes) => classes.iter().filter(|&&class| class != NOT_ASKED).count(),
+            _ => 1,
+        }
+    }
+}
+
+fn mixed() -> ! {
+    panic!("the examples of a batch ask for the same kind of thing")
+}
+
+fn targets(
+    examples: &[&Example],
+    rows: impl Fn(&dyn Fn(&Example) -> Vec<i32>, i32) -> Tensor<2, Int>,
+    device: &Device,
+) -> Targets {
+    let each = |value: &dyn Fn(&Target) -> i32| {
+        let values: Vec<i32> = examples
+            .iter()
+            .map(|example| value(&example.target))
+            .collect();
+        Tensor::<1, Int>::from_data(values.as_slice(), device)
+    };
+    match &examples[0].target {
+        Target::Class(_) => Targets::Classes(each(&|target| match target {
+            Target::Class(class) => *class as i32,
+            _ => mixed(),
+        })),
+        Target::Number(_) => {
+            let numbers = examples.iter().map(|example| match example.target {
+                Target::Number(number) => number,
+                _ => mixed(),
+            });
+            let numbers: Vec<f32> = numbers.collect();
+            Targets::Numbers(Tensor::from_data(numbers.as_slice(), device))
+        }
+        Target::Tokens(_) => Targets::Tokens(rows(
+            &|example| match &example.target {
+                Target::Tokens(classes) => classes.clone(),
+                _ => mixed(),
+            },
+            NOT_ASKED,
+        )),
+        Target::Span(..) => {
+            let end = |last: bool| {
+                each(&move |target| match *target {
+                    Target::Span(first, _) if !last => first as i32,
+                    Target::Span(_, end) => end as i32,
+                    _ => mixed(),
+                })
+            };
+            Targets::Spans(end(false), end(true))
+        }
+    }
+}
+
+/// Labelled examples to learn from, and those held out.
+#[derive(Clone, Debug)]
+pub struct Examples {
+    /// What is learned from.
+    pub train: Arc<[Example]>,
+    /// What is held out.
+    pub valid: Arc<[Example]>,
+    /// Examples in a batch.
+    pub batch_size: usize,
+    /// Batches whose gradients make one optimiser step.
+    pub accumulation: usize,
+    /// The token that fills up short sequences.
+    pub padding: u32,
+    /// Decides the order.
+    pub seed: u64,
+}
+
+impl Examples {
+    /// Batches in one pass over what is learned from. The last may be smaller.
+    pub fn batches_per_epoch(&self) -> usize {
+        self.train.len().div_ceil(self.batch_size)
+    }
+
+    /// Optimiser steps in so many passes.
+    pub fn steps(&self, epochs: usize) -> usize {
+        (self.batches_per_epoch() * epochs).div_ceil(self.accumulation)
+    }
+
+    /// The examples of a batch of the run: each pass has its own order.
+    fn train_batch(&self, index: usize, device: &Device) -> ExampleBatch {
+        let per_epoch = self.batches_per_epoch();
+        let (epoch, place) = (index / per_epoch, index % per_epoch);
+        let mut generator = ChaCha8Rng::seed_from_u64(self.seed);
+        generator.set_stream(epoch as u64);
+        let mut order: Vec<usize> = (0..self.train.len()).collect();
+        order.shuffle(&mut generator);
+        let first = place * self.batch_size;
+        let chosen = &order[first..(first + self.batch_size).min(order.len())];
+        let examples: Vec<&Example> = chosen.iter().map(|&index| &self.train[index]).collect();
+        ExampleBatch::new(&examples, self.padding, device)
+    }
+}
+
+impl TrainingData<ExampleBatch> for Examples {
+    fn train(&self, steps: Range<usize>, device: &Device) -> Arc<dyn DataLoader<ExampleBatch>> {
+        let batches = steps.start * self.accumulation..steps.end * self.accumulation;
+        let examples = self.clone();
+        Arc::new(Numbered::new(batches, device, move |index, device| {
+            Ok(examples.train_batch(index, device))
+        }))
+    }
+
+    fn valid(&self, device: &Device) -> Arc<dyn DataLoader<ExampleBatch>> {
+        let (valid, size, padding) = (self.valid.clone(), self.batch_size, self.padding);
+        let n_batches = valid.len().div_ceil(size);
+        Arc::new(Numbered::new(0..n_batches, device, move |index, device| {
+            let last = ((index + 1) * size).min(valid.len());
+            let examples: Vec<&Example> = valid[index * size..last].iter().collect();
+            Ok(ExampleBatch::new(&examples, padding, device))
+        }))
+    }
+}

@@ -1,0 +1,226 @@
+//! What a model learns, as a `TrainStep` of burn's learner.
+//!
+//! An [`Objective`] turns a model and a batch into a [`Loss`]. [`Trainee`] is the rest of a step, written
+//! once: gradients, the batch's share of an accumulated step, clipping, and the optimiser.
+
+mod cross_entropy;
+mod labels;
+mod language;
+
+use std::fmt::Debug;
+
+use burn::module::{Module, ModuleDisplay};
+use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLearningRate;
+use burn::optim::{GradientsParams, ModuleOptimizer};
+use burn::tensor::{DType, ExecutionError, Tensor, TensorReadError};
+use burn_train::{InferenceStep, ItemLazy, TrainOutput, TrainStep};
+use burn_zoo_data::batch::Batch;
+
+use crate::optimizer::clip_by_global_norm;
+
+pub use cross_entropy::cross_entropy;
+pub use labels::Labelling;
+pub use language::LanguageModeling;
+
+/// What a model is asked, and how its answers are judged.
+pub trait Objective<M>: Clone + Debug + Send + Sync + 'static {
+    /// What it reads.
+    type Batch: Batch;
+
+    /// The loss of a batch. Training takes `smoothing` of each target's probability and spreads it over all
+    /// (Szegedy et al. 2016, arXiv:1512.00567), where targets are classes.
+    fn loss(&self, model: &M, batch: &Self::Batch, smoothing: f32) -> Loss;
+}
+
+/// What a batch costs.
+#[derive(Clone, Debug)]
+pub struct Loss {
+    /// The mean over predictions, `[1]`.
+    pub mean: Tensor<1>,
+    /// What training minimises besides, `[1]`: the losses of routers.
+    pub auxiliary: Option<Tensor<1>>,
+    /// How many predictions are right, `[1]`, where that is counted.
+    pub n_correct: Option<Tensor<1>>,
+}
+
+impl Loss {
+    /// A mean loss `[1]` alone.
+    pub fn new(mean: Tensor<1>) -> Self {
+        Self {
+            mean,
+            auxiliary: None,
+            n_correct: None,
+        }
+    }
+}
+
+/// What a training step does besides its objective.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct StepConfig {
+    /// The largest norm of all gradients together. Without one they are not clipped.
+    pub clip_norm: Option<f32>,
+    /// How much of each target's probability is spread over all classes.
+    pub label_smoothing: f32,
+}
+
+/// A model that learns an objective.
+#[derive(Module, Debug)]
+pub struct Trainee<M: Module, O> {
+    /// What is trained.
+    pub model: M,
+    #[module(skip)]
+    objective: O,
+    #[module(skip)]
+    config: StepConfig,
+}
+
+impl<M: Module, O> Trainee<M, O> {
+    /// Trains `model`, which may be on a plain device: its parameters are tracked from here on.
+    pub fn new(model: M, objective: O, config: StepConfig) -> Self {
+        Self {
+            model: model.train(),
+            objective,
+            config,
+        }
+    }
+}
+
+impl<M: Module, O: Objective<M>> Trainee<M, O> {
+    /// The loss of a batch, as training has it.
+    pub fn loss(&self, batch: &O::Batch) -> Loss {
+        let smoothing = self.config.label_smoothing;
+        self.objective.loss(&self.model, batch, smoothing)
+    }
+}
+
+impl<M, O> TrainStep for Trainee<M, O>
+where
+    M: Module + ModuleDisplay + 'static,
+    O: Objective<M>,
+{
+    type Input = O::Batch;
+    type Output = LossOutput;
+
+    fn step(&self, batch: O::Batch) -> TrainOutput<LossOutput> {
+        let loss = self.loss(&batch);
+        let output = LossOutput::new(&loss, batch.n_predictions());
+        let total = match loss.auxiliary {
+            Some(auxiliary) => loss.mean + auxiliary,
+            None => loss.mean,
+        };
+        // Accumulated gradients are summed, so each batch counts by its share of the step.
+        let total = match batch.share() {
+            1.0 => total,
+            share => total * share,
+        };
+        TrainOutput::new(self, total.backward(), output)
+    }
+
+    fn optimize(
+        self,
+        optimizer: &mut ModuleOptimizer,
+        learning_rate: ModuleLearningRate,
+        grads: GradientsParams,
+    ) -> Self {
+        let grads = match self.config.clip_norm {
+            Some(max_norm) => clip_by_global_norm(&self, grads, max_norm),
+            None => grads,
+        };
+        optimizer.step(learning_rate, self, grads)
+    }
+}
+
+impl<M, O> InferenceStep for Trainee<M, O>
+where
+    M: Module + ModuleDisplay + 'static,
+    O: Objective<M>,
+{
+    type Input = O::Batch;
+    type Output = LossOutput;
+
+    fn step(&self, batch: O::Batch) -> LossOutput {
+        let loss = self.objective.loss(&self.model, &batch, 0.0);
+        LossOutput::new(&loss, batch.n_predictions())
+    }
+}
+
+/// What a step reports. Never the logits: the learner hands outputs to another thread.
+#[derive(Clone, Debug)]
+pub struct LossOutput {
+    /// The mean loss in nats, `[1]`, and where it is counted how many predictions are right, `[2]`.
+    facts: Tensor<1>,
+    /// Their values, once they were read.
+    values: Option<Facts>,
+    /// How many predictions it averages.
+    pub n_predictions: usize,
+    /// How long they took. Set by the training loop.
+    pub seconds: f64,
+}
+
+/// What was read of a step's output.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Facts {
+    /// The mean loss in nats.
+    pub loss: f64,
+    /// The share of predictions that are right, where that is counted.
+    pub accuracy: Option<f64>,
+}
+
+impl LossOutput {
+    /// The loss of `n_predictions`.
+    pub fn new(loss: &Loss, n_predictions: usize) -> Self {
+        let mean = loss.mean.clone().detach();
+        Self {
+            facts: match loss.n_correct.clone() {
+                Some(n_correct) => Tensor::cat(vec![mean, n_correct.detach()], 0),
+                None => mean,
+            },
+            values: None,
+            n_predictions,
+            seconds: 0.0,
+        }
+    }
+
+    /// What the device says. Waits for it.
+    pub fn facts(&self) -> Result<Facts, TensorReadError> {
+        if let Some(values) = self.values {
+            return Ok(values);
+        }
+        let data = self.facts.clone().cast(DType::F32).try_into_data()?;
+        let values = data.iter::<f64>().collect::<Vec<_>>();
+        Ok(Facts {
+            loss: values[0],
+            accuracy: values
+                .get(1)
+                .map(|n_correct| n_correct / self.n_predictions as f64),
+        })
+    }
+
+    /// Two outputs as one of all their predictions.
+    pub fn merge(self, other: Self) -> Self {
+        let n_predictions = self.n_predictions + other.n_predictions;
+        let scaled = |part: &Self| {
+            let share = part.n_predictions as f64 / n_predictions as f64;
+            let [n_facts] = part.facts.dims();
+            let loss = part.facts.clone().narrow(0, 0, 1) * share;
+            match n_facts {
+                1 => loss,
+                _ => Tensor::cat(vec![loss, part.facts.clone().narrow(0, 1, n_facts - 1)], 0),
+            }
+        };
+        Self {
+            facts: scaled(&self) + scaled(&other),
+            values: None,
+            n_predictions,
+            seconds: self.seconds + other.seconds,
+        }
+    }
+}
+
+impl ItemLazy for LossOutput {
+    fn sync(mut self) -> Result<Self, ExecutionError> {
+        let facts = self.facts();
+        self.values = Some(facts.map_err(|error| ExecutionError::with_context(error.to_string()))?);
+        Ok(self)
+    }
+}
