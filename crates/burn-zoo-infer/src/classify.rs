@@ -3,7 +3,10 @@
 use std::path::Path;
 
 use burn::tensor::{DType, Device};
-use burn_zoo_data::tokenizer::{Tokenizer, TokenizerError};
+use burn_zoo_data::{
+    marked::{Cut, Marked, Reading},
+    tokenizer::{Tokenizer, TokenizerError},
+};
 use burn_zoo_models::{
     directory::{self, DirectoryError},
     family::Architecture,
@@ -63,11 +66,8 @@ impl SequenceClassifier {
         let HeadConfig::Sequence { n_labels, .. } = architecture.transformer.head else {
             return Err(ClassifyError::NotAClassifier);
         };
-        let names = architecture.common().id2label.unwrap_or_default();
-        let name = |id: usize| {
-            let name = names.get(&id.to_string()).and_then(|name| name.as_str());
-            name.map_or(format!("LABEL_{id}"), str::to_owned)
-        };
+        let names = architecture.labels();
+        let name = |id: usize| names.get(id).cloned().unwrap_or(format!("LABEL_{id}"));
         Ok(Self {
             model,
             tokenizer: Tokenizer::load(&path.join(directory::TOKENIZER))?,
@@ -82,40 +82,39 @@ impl SequenceClassifier {
         &self.labels
     }
 
-    /// The logits of each text, one for each label. Texts that are too long are cut. Calls `on_progress`
-    /// after each batch with how many texts are done.
+    /// The logits of each reading, one for each label. Readings that are too long are cut. Calls
+    /// `on_progress` after each batch with how many are done.
     ///
     /// # Errors
     ///
     /// When a text cannot be encoded or has no tokens.
-    pub fn logits<T: AsRef<str>>(
+    pub fn logits(
         &self,
-        texts: &[T],
+        readings: &[Reading],
         on_progress: impl Fn(usize),
     ) -> Result<Vec<Vec<f32>>, ClassifyError> {
         let length = self.model.context_length();
-        let tokens = self.tokenizer.encode_marked(texts, length)?;
-        if let Some(index) = tokens.iter().position(Vec::is_empty) {
+        let marked = self.tokenizer.mark(readings, length, Cut::End)?.concat();
+        if let Some(index) = marked.iter().position(|marked| marked.tokens.is_empty()) {
             return Err(ClassifyError::EmptyText { index });
         }
-        let mut order: Vec<usize> = (0..tokens.len()).collect();
-        order.sort_by_key(|&index| std::cmp::Reverse(tokens[index].len()));
-        let mut logits = vec![Vec::new(); tokens.len()];
+        let mut order: Vec<usize> = (0..marked.len()).collect();
+        order.sort_by_key(|&index| std::cmp::Reverse(marked[index].tokens.len()));
+        let mut logits = vec![Vec::new(); marked.len()];
         let mut rest = order.as_slice();
         while let Some(&longest) = rest.first() {
-            let fitting = (Self::BATCH_TOKENS / tokens[longest].len()).clamp(1, rest.len());
-            let fitting = if self.finds_end_by_length() {
-                1
-            } else {
-                fitting
+            let fitting = Self::BATCH_TOKENS / marked[longest].tokens.len();
+            let fitting = match self.finds_end_by_length() {
+                true => 1,
+                false => fitting.clamp(1, rest.len()),
             };
             let (batch, after) = rest.split_at(fitting);
-            let batch_tokens: Vec<&[u32]> = batch.iter().map(|&i| tokens[i].as_slice()).collect();
-            for (&index, values) in batch.iter().zip(self.batch_logits(&batch_tokens)?) {
+            let read: Vec<&Marked> = batch.iter().map(|&index| &marked[index]).collect();
+            for (&index, values) in batch.iter().zip(self.batch_logits(&read)?) {
                 logits[index] = values;
             }
             rest = after;
-            on_progress(tokens.len() - rest.len());
+            on_progress(marked.len() - rest.len());
         }
         Ok(logits)
     }
@@ -131,33 +130,32 @@ impl SequenceClassifier {
         )
     }
 
-    fn batch_logits(&self, texts: &[&[u32]]) -> Result<Vec<Vec<f32>>, ClassifyError> {
-        let seq = texts.iter().map(|text| text.len()).max().unwrap_or(0);
-        let padding = self.architecture.common().padding_id().unwrap_or(0) as i64;
-        let filled = |value: &dyn Fn(u32) -> i64, padding: i64| -> Vec<Vec<i64>> {
-            let row = |text: &&[u32]| {
-                let mut row: Vec<i64> = text.iter().map(|&token| value(token)).collect();
-                row.resize(seq, padding);
+    fn batch_logits(&self, batch: &[&Marked]) -> Result<Vec<Vec<f32>>, ClassifyError> {
+        let seq = batch.iter().map(|marked| marked.tokens.len()).max();
+        let padding = self.architecture.common().padding_id().unwrap_or(0);
+        let rows = |values: &dyn Fn(&Marked) -> Vec<i64>, padding: i64| -> Vec<Vec<i64>> {
+            let row = |marked: &&Marked| {
+                let mut row = values(marked);
+                row.resize(seq.unwrap_or(0), padding);
                 row
             };
-            texts.iter().map(row).collect()
+            batch.iter().map(row).collect()
         };
+        let ids = |ids: &[u32]| ids.iter().map(|&id| id.into()).collect();
+        let has_segments = self.architecture.transformer.embedding.n_segments > 0;
         let input = InputFile {
-            input_ids: filled(&i64::from, padding),
-            attention_mask: Some(filled(&|_| 1, 0)),
+            input_ids: rows(&|marked| ids(&marked.tokens), padding as i64),
+            attention_mask: Some(rows(&|marked| vec![1; marked.tokens.len()], 0)),
+            token_type_ids: has_segments.then(|| rows(&|marked| ids(&marked.segments), 0)),
             ..InputFile::default()
         };
-        let outputs = self
-            .model
-            .outputs(input.inputs(&self.architecture, &self.device)?);
-        let HeadOutput::Sequence(logits) = outputs.head else {
+        let inputs = input.inputs(&self.architecture, &self.device)?;
+        let HeadOutput::Sequence(logits) = self.model.outputs(inputs).head else {
             return Err(ClassifyError::NotAClassifier);
         };
         let data = logits.into_data().convert_dtype(DType::F32);
         let values = data.try_to_vec::<f32>().expect("just converted");
-        Ok(values
-            .chunks(self.labels.len())
-            .map(<[f32]>::to_vec)
-            .collect())
+        let rows = values.chunks(self.labels.len());
+        Ok(rows.map(<[f32]>::to_vec).collect())
     }
 }

@@ -6,8 +6,8 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::evaluate::{
-    harness::softmax,
     score::{ScoreError, Scorer},
+    softmax,
 };
 
 /// A text with its class.

@@ -237,18 +237,32 @@ pub fn rouge(text: &str, reference: &str) -> Rouge {
     }
 }
 
-/// The mean ROUGE of texts with a reference each.
+/// The mean ROUGE of texts, each with one or more references, of which the one with the highest F1 counts.
 ///
 /// # Errors
 ///
-/// When there are no texts, or not as many references.
-pub fn mean_rouge<T: AsRef<str>>(texts: &[T], references: &[T]) -> Result<Rouge, MeasureError> {
+/// When there are no texts, or not as many lists of references.
+pub fn mean_rouge<T: AsRef<str>>(
+    texts: &[T],
+    references: &[Vec<T>],
+) -> Result<Rouge, MeasureError> {
     check_lengths(texts.len(), references.len())?;
     let pairs = texts.iter().zip(references);
-    let scores: Vec<Rouge> = pairs
-        .map(|(text, reference)| rouge(text.as_ref(), reference.as_ref()))
+    let scores: Vec<Vec<Rouge>> = pairs
+        .map(|(text, references)| {
+            let references = references.iter();
+            references
+                .map(|reference| rouge(text.as_ref(), reference.as_ref()))
+                .collect()
+        })
         .collect();
-    let mean = |part: fn(&Rouge) -> FScore| FScore::mean(scores.iter().map(|s| (part(s), 1.0)));
+    let mean = |part: fn(&Rouge) -> FScore| {
+        let best = |scores: &Vec<Rouge>| {
+            let better = |a: FScore, b: FScore| if b.f1 > a.f1 { b } else { a };
+            scores.iter().map(part).reduce(better).unwrap_or_default()
+        };
+        FScore::mean(scores.iter().map(|scores| (best(scores), 1.0)))
+    };
     Ok(Rouge {
         rouge1: mean(|score| score.rouge1),
         rouge2: mean(|score| score.rouge2),

@@ -21,7 +21,6 @@ use minijinja::value::{Value, ValueKind};
 use serde::Serialize;
 
 pub use metric::Metric;
-pub(crate) use metric::softmax;
 pub use task::OutputType;
 
 use super::{

@@ -7,9 +7,11 @@ use serde::{Deserialize, Serialize, de::IgnoredAny};
 use super::task::OutputType;
 use crate::evaluate::{
     classification::{Average, Confusion},
+    deviation,
     generation::bleu,
     perplexity::count_words,
     score::Score,
+    softmax,
 };
 
 /// A metric, by the name that lm-evaluation-harness has for it.
@@ -274,14 +276,6 @@ fn argmax(values: impl Iterator<Item = f64>) -> usize {
     best.0
 }
 
-/// Probabilities in proportion to `exp` of the values.
-pub(crate) fn softmax(values: impl Iterator<Item = f64> + Clone) -> Vec<f64> {
-    let highest = values.clone().fold(f64::NEG_INFINITY, f64::max);
-    let weights: Vec<f64> = values.map(|value| (value - highest).exp()).collect();
-    let total: f64 = weights.iter().sum();
-    weights.into_iter().map(|weight| weight / total).collect()
-}
-
 /// A metric over all documents, and its standard error where it has one.
 ///
 /// That of a mean is the sample's standard deviation divided by the root of the number of documents;
@@ -319,14 +313,6 @@ pub(super) fn measure(config: &MetricConfig, outcomes: &[Outcome]) -> (f64, Opti
             deviation(&values).map(|d| d / (values.len() as f64).sqrt()),
         ),
     }
-}
-
-/// The standard deviation of a sample; none of fewer than two values.
-pub(crate) fn deviation(values: &[f64]) -> Option<f64> {
-    let n = values.len() as f64;
-    let mean = values.iter().sum::<f64>() / n;
-    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
-    (values.len() > 1).then(|| (squares / (n - 1.0)).sqrt())
 }
 
 fn bootstrap(value: &dyn Fn(&[usize]) -> f64, n: usize, iterations: usize) -> Option<f64> {
