@@ -6,7 +6,11 @@
 pub mod batch;
 pub mod corpus;
 pub mod document;
+#[cfg(feature = "download")]
+pub mod download;
 pub mod examples;
 pub mod marked;
+pub mod markup;
+pub mod sources;
 pub mod tokenizer;
 pub mod windows;

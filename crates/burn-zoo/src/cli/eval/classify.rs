@@ -18,7 +18,7 @@ pub struct Arguments {
     /// The model directory: a model whose head classifies sequences, and a tokenizer.
     #[arg(value_name = "DIR")]
     model: PathBuf,
-    /// Labelled rows: tab-separated values, or JSON Lines. Labels are the names in the model's id2label, or
+    /// Labelled rows: CSV, TSV, JSON Lines or Parquet, by the file's name. Labels are the names in the model's id2label, or
     /// their numbers; numbers for a model with one label.
     #[arg(value_name = "DATA")]
     data: PathBuf,

@@ -1,10 +1,10 @@
 //! Texts and labelled rows from files.
 
-use std::path::{Path, PathBuf};
-
-use serde_json::{Map, Value};
+use std::borrow::Cow;
+use std::path::Path;
 
 use super::Result;
+use crate::data::{document::Origin, sources::SourceConfig};
 
 /// A file as text.
 pub(super) fn text(path: &Path) -> Result<String> {
@@ -36,28 +36,25 @@ pub(super) fn texts(path: &Path) -> Result<Vec<String>> {
     }
     lines
         .map(|(index, line)| {
-            serde_json::from_str(line).map_err(|error| at(path, index, &error.to_string()).into())
+            let text = serde_json::from_str(line);
+            text.map_err(|error| format!("{}:{}: {error}", path.display(), index + 1).into())
         })
         .collect()
 }
 
-fn at(path: &Path, index: usize, problem: &str) -> String {
-    format!("{}:{}: {problem}", path.display(), index + 1)
-}
-
-/// Which columns hold what.
+/// Where labelled rows have what.
 #[derive(clap::Args)]
 pub(super) struct Columns {
     /// The column with the text
     #[arg(long, value_name = "NAME", default_value = "text")]
-    pub(super) text_column: String,
+    text_column: String,
     /// The column with the second text of a pair, if texts come in pairs
     #[arg(long, value_name = "NAME")]
-    pub(super) pair_column: Option<String>,
+    pair_column: Option<String>,
     /// The column with the label
     #[arg(long, value_name = "NAME", default_value = "label")]
-    pub(super) label_column: String,
-    /// The first row is data, text then label; columns are named 0, 1, …
+    label_column: String,
+    /// The first row of a table is data, text then label; columns are then named 0, 1, …
     #[arg(long, conflicts_with_all = ["text_column", "label_column"])]
     no_header: bool,
 }
@@ -67,86 +64,40 @@ pub(super) struct Labelled {
     pub(super) text: String,
     pub(super) pair: Option<String>,
     pub(super) label: String,
-    /// Where it is, for messages.
-    pub(super) origin: String,
+    pub(super) origin: Origin,
 }
 
-/// The rows of a TSV (tab-separated, a quotation mark means itself) or JSON Lines file.
-pub(super) fn labelled(path: &PathBuf, columns: &Columns) -> Result<Vec<Labelled>> {
-    let contents = text(path)?;
-    let rows = match is_json(path) {
-        true => json_rows(path, &contents)?,
-        false => table_rows(path, &contents, columns.no_header)?,
+/// The rows of a file, or of all files of a folder.
+pub(super) fn labelled(path: &Path, columns: &Columns) -> Result<Vec<Labelled>> {
+    let path = path.to_str().ok_or("the path of the data is not UTF-8")?;
+    let config = SourceConfig {
+        header: !columns.no_header,
+        ..SourceConfig::new(path)
     };
-    if rows.is_empty() {
-        return Err(format!("{}: has no rows", path.display()).into());
-    }
     let [text_column, label_column] = match columns.no_header {
         true => ["0", "1"],
         false => [&columns.text_column, &columns.label_column].map(String::as_str),
     };
-    rows.into_iter()
-        .map(|(index, row)| {
-            let cell = |name: &str| match row.get(name) {
-                Some(Value::String(text)) => Ok(text.clone()),
-                Some(value @ (Value::Number(_) | Value::Bool(_))) => Ok(value.to_string()),
-                _ => {
-                    let names: Vec<&str> = row.keys().map(String::as_str).collect();
-                    let names = names.join(", ");
-                    Err(at(
-                        path,
-                        index,
-                        &format!("has no column `{name}`; there are: {names}"),
-                    ))
-                }
+    let mut rows = Vec::new();
+    for file in config.files()? {
+        for row in file.records()? {
+            let (record, origin) = row?;
+            let cell = |name: &str| {
+                record.text(name).map(Cow::into_owned).ok_or_else(|| {
+                    let names = record.columns().join(", ");
+                    format!("{origin}: has no text in column `{name}`; there are: {names}")
+                })
             };
-            Ok(Labelled {
+            rows.push(Labelled {
                 text: cell(text_column)?,
                 pair: columns.pair_column.as_deref().map(cell).transpose()?,
                 label: cell(label_column)?,
-                origin: format!("{}:{}", path.display(), index + 1),
-            })
-        })
-        .collect()
-}
-
-type Row = (usize, Map<String, Value>);
-
-fn json_rows(path: &Path, contents: &str) -> Result<Vec<Row>> {
-    let lines = contents.lines().enumerate();
-    lines
-        .filter(|(_, line)| !line.trim().is_empty())
-        .map(|(index, line)| {
-            let row = serde_json::from_str(line);
-            Ok((
-                index,
-                row.map_err(|error| at(path, index, &error.to_string()))?,
-            ))
-        })
-        .collect()
-}
-
-fn table_rows(path: &Path, contents: &str, no_header: bool) -> Result<Vec<Row>> {
-    let mut lines = contents.lines().enumerate().peekable();
-    let names: Vec<String> = match no_header {
-        true => {
-            let n_columns = lines.peek().map_or(0, |(_, line)| line.split('\t').count());
-            (0..n_columns).map(|column| column.to_string()).collect()
+                origin,
+            });
         }
-        false => {
-            let header = lines.next().map_or("", |(_, line)| line);
-            header.split('\t').map(str::to_owned).collect()
-        }
-    };
-    lines
-        .map(|(index, line)| {
-            let cells: Vec<&str> = line.split('\t').collect();
-            if cells.len() != names.len() {
-                let problem = format!("has {} columns instead of {}", cells.len(), names.len());
-                return Err(at(path, index, &problem).into());
-            }
-            let cells = cells.into_iter().map(Value::from);
-            Ok((index, names.iter().cloned().zip(cells).collect()))
-        })
-        .collect()
+    }
+    match rows.is_empty() {
+        true => Err(format!("{path}: has no rows").into()),
+        false => Ok(rows),
+    }
 }

@@ -15,7 +15,7 @@ use crate::infer::{
 pub struct Arguments {
     #[command(flatten)]
     scorer: ScorerArguments,
-    /// Labelled rows to take examples from: tab-separated values, or JSON Lines.
+    /// Labelled rows to take examples from: CSV, TSV, JSON Lines or Parquet, by the file's name.
     #[arg(value_name = "TRAIN")]
     train: PathBuf,
     /// Labelled rows to classify.

@@ -1,0 +1,421 @@
+//! Downloads, by URL and from the [Hugging Face hub](Hub).
+//!
+//! What was interrupted is continued, what came is checked, and a file appears under its name only
+//! when it is whole.
+
+mod hub;
+#[cfg(test)]
+mod test_server;
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+use ureq::Agent;
+use ureq::http::{HeaderMap, Response, StatusCode, header};
+
+pub use hub::{Hub, HubAddress};
+
+/// What stops a download.
+#[derive(Debug, thiserror::Error)]
+pub enum DownloadError {
+    /// The address is none.
+    #[error(
+        "{address}: {reason}; write https://HOST/FILE or hf://datasets/ORG/NAME[@REVISION]/FILE"
+    )]
+    Address {
+        /// As it was given.
+        address: String,
+        /// What is wrong.
+        reason: &'static str,
+    },
+    /// The server cannot be reached, or says no.
+    #[error("cannot download {url}: {source}")]
+    Request {
+        /// The address.
+        url: String,
+        /// What happened, at the last attempt.
+        source: Box<ureq::Error>,
+    },
+    /// Fewer bytes came than were announced, at every attempt.
+    #[error("{url} stops after {found} of {expected} bytes; try again to continue there")]
+    Incomplete {
+        /// The address.
+        url: String,
+        /// Bytes announced.
+        expected: u64,
+        /// Bytes received.
+        found: u64,
+    },
+    /// The hub cannot be reached or says no, and there is no cached copy.
+    #[error("cannot download {address}: {reason}; no copy of it is in {}", cache.display())]
+    Hub {
+        /// The address.
+        address: HubAddress,
+        /// What happened.
+        reason: String,
+        /// Where copies are kept.
+        cache: PathBuf,
+    },
+    /// What came is not what should have come. It was deleted.
+    #[error(
+        "{what} has {found}, not {expected}; it was damaged or changed on the way, and is deleted"
+    )]
+    Checksum {
+        /// The file or address.
+        what: String,
+        /// The checksum or size it should have.
+        expected: String,
+        /// The one it has.
+        found: String,
+    },
+    /// Nothing in a repository matches.
+    #[error("{address} matches no file of the repository")]
+    NoMatch {
+        /// The address.
+        address: HubAddress,
+    },
+    /// Another process is at it.
+    #[error("another process is downloading {}; wait for it", path.display())]
+    Busy {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The disk says no.
+    #[error("cannot write {}: {source}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system says.
+        source: io::Error,
+    },
+}
+
+/// Called with the bytes that are there, and with how many there will be, where that is known.
+pub type Progress<'a> = dyn FnMut(u64, Option<u64>) + 'a;
+
+/// Downloads by URL.
+pub struct Downloader {
+    agent: Agent,
+    /// How often to go on after a failure without a byte of progress.
+    retries: u32,
+    /// How long to wait before the first of them; doubled for each.
+    wait: Duration,
+}
+
+impl Default for Downloader {
+    fn default() -> Self {
+        Self::new(4, Duration::from_millis(500))
+    }
+}
+
+impl Downloader {
+    /// How often to try again without a byte of progress, and how long to wait before the first
+    /// retry; the wait doubles.
+    pub fn new(retries: u32, wait: Duration) -> Self {
+        let agent = Agent::config_builder()
+            .http_status_as_error(false)
+            .accept_encoding("identity") // Bytes as they are stored: ranges and checksums mean these.
+            .timeout_connect(Some(Duration::from_secs(30)))
+            .timeout_per_read(Some(Duration::from_secs(60)))
+            .build();
+        Self {
+            agent: agent.into(),
+            retries,
+            wait,
+        }
+    }
+
+    /// Downloads a file. Until it is whole and has the SHA-256, if one is given, it is
+    /// `FILE.partial`, from which a later download goes on if the server's file is still the same.
+    ///
+    /// # Errors
+    ///
+    /// When the server says no or fails again and again, when the checksum is another, and when the
+    /// file cannot be written.
+    pub fn download(
+        &self,
+        url: &str,
+        file: &Path,
+        sha256: Option<&str>,
+        progress: &mut Progress<'_>,
+    ) -> Result<(), DownloadError> {
+        let mut partial = Partial::open(file)?;
+        let mut failures = 0;
+        loop {
+            let before = partial.length;
+            let failure = match self.attempt(url, &mut partial, progress) {
+                Ok(()) => break,
+                Err(failure) if failure.is_final() => return Err(failure),
+                Err(failure) => failure,
+            };
+            failures = if partial.length > before {
+                0
+            } else {
+                failures + 1
+            };
+            if failures > self.retries {
+                return Err(failure);
+            }
+            tracing::warn!("{failure}; trying again");
+            std::thread::sleep(self.wait * 2_u32.saturating_pow(failures));
+        }
+        partial.finish(url, sha256)
+    }
+
+    /// One request for what is missing.
+    fn attempt(
+        &self,
+        url: &str,
+        partial: &mut Partial,
+        progress: &mut Progress<'_>,
+    ) -> Result<(), DownloadError> {
+        let failed = |source| DownloadError::Request {
+            url: url.to_owned(),
+            source: Box::new(source),
+        };
+        let mut request = self.agent.get(url);
+        if let Some(version) = partial.version.as_ref().filter(|_| partial.length > 0) {
+            request = request.header(header::RANGE, format!("bytes={}-", partial.length));
+            request = request.header(header::IF_RANGE, version);
+        }
+        let response = request.call().map_err(failed)?;
+        let total = match response.status() {
+            StatusCode::PARTIAL_CONTENT if starts_at(&response, partial.length) => {
+                length(&response).map(|rest| partial.length + rest)
+            }
+            StatusCode::OK => {
+                partial.restart(version(response.headers()))?;
+                length(&response)
+            }
+            StatusCode::RANGE_NOT_SATISFIABLE | StatusCode::PARTIAL_CONTENT => {
+                partial.restart(None)?;
+                return Err(failed(ureq::Error::StatusCode(500)));
+            }
+            status => return Err(failed(ureq::Error::StatusCode(status.as_u16()))),
+        };
+        progress(partial.length, total);
+        let mut body = response
+            .into_body()
+            .into_with_config()
+            .limit(u64::MAX)
+            .reader();
+        let mut buffer = vec![0; 128 << 10];
+        loop {
+            let n = body
+                .read(&mut buffer)
+                .map_err(|error| failed(error.into()))?;
+            if n == 0 {
+                break;
+            }
+            partial.append(&buffer[..n])?;
+            progress(partial.length, total);
+        }
+        match total {
+            Some(expected) if expected != partial.length => Err(DownloadError::Incomplete {
+                url: url.to_owned(),
+                expected,
+                found: partial.length,
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl DownloadError {
+    /// Whether trying again is of no use.
+    fn is_final(&self) -> bool {
+        match self {
+            Self::Request { source, .. } => match source.as_ref() {
+                ureq::Error::StatusCode(408 | 429) => false,
+                ureq::Error::StatusCode(status) => *status < 500,
+                ureq::Error::BadUri(_) | ureq::Error::Http(_) => true,
+                _ => false,
+            },
+            Self::Incomplete { .. } => false,
+            _ => true,
+        }
+    }
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &header::HeaderName) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()
+}
+
+fn length<B>(response: &Response<B>) -> Option<u64> {
+    text(response.headers(), &header::CONTENT_LENGTH)?
+        .parse()
+        .ok()
+}
+
+fn starts_at<B>(response: &Response<B>, start: u64) -> bool {
+    let range = text(response.headers(), &header::CONTENT_RANGE);
+    range.is_some_and(|range| range.starts_with(&format!("bytes {start}-")))
+}
+
+/// What tells one version of a file from the next: only a strong tag does.
+fn version(headers: &HeaderMap) -> Option<String> {
+    let tag = text(headers, &header::ETAG).filter(|tag| tag.starts_with('"'));
+    let version = tag.or_else(|| text(headers, &header::LAST_MODIFIED));
+    version.map(str::to_owned)
+}
+
+/// A file on its way: `FILE.partial`, and in `FILE.partial.version` what it is a part of.
+struct Partial {
+    file: File,
+    path: PathBuf,
+    target: PathBuf,
+    length: u64,
+    version: Option<String>,
+}
+
+impl Partial {
+    fn open(target: &Path) -> Result<Self, DownloadError> {
+        let path = with_suffix(target, ".partial");
+        let write = written(&path);
+        if let Some(folder) = target.parent() {
+            fs::create_dir_all(folder).map_err(&write)?;
+        }
+        let mut options = OpenOptions::new();
+        let options = options.create(true).read(true).append(true);
+        let file = options.open(&path).map_err(&write)?;
+        // The file may have been completed and renamed between the two.
+        if file.try_lock().is_err() || !path.exists() {
+            return Err(DownloadError::Busy { path });
+        }
+        let length = file.metadata().map_err(&write)?.len();
+        let version = fs::read_to_string(with_suffix(&path, ".version")).ok();
+        Ok(Self {
+            file,
+            target: target.to_owned(),
+            length,
+            version,
+            path,
+        })
+    }
+
+    /// Throws away what is there, for a part of another version.
+    fn restart(&mut self, version: Option<String>) -> Result<(), DownloadError> {
+        let write = written(&self.path);
+        self.file.set_len(0).map_err(&write)?;
+        self.length = 0;
+        let note = with_suffix(&self.path, ".version");
+        match &version {
+            Some(version) => fs::write(note, version).map_err(&write)?,
+            None => drop(fs::remove_file(note)),
+        }
+        self.version = version;
+        Ok(())
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> Result<(), DownloadError> {
+        self.file.write_all(bytes).map_err(written(&self.path))?;
+        self.length += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Checks the file and gives it its name.
+    fn finish(mut self, url: &str, sha256: Option<&str>) -> Result<(), DownloadError> {
+        let write = written(&self.path);
+        drop(fs::remove_file(with_suffix(&self.path, ".version")));
+        if let Some(expected) = sha256 {
+            self.file.seek(SeekFrom::Start(0)).map_err(&write)?;
+            let found = sha256_of(&mut self.file).map_err(&write)?;
+            if !found.eq_ignore_ascii_case(expected) {
+                fs::remove_file(&self.path).map_err(&write)?;
+                return Err(DownloadError::Checksum {
+                    what: url.to_owned(),
+                    expected: format!("SHA-256 {expected}"),
+                    found: format!("SHA-256 {found}"),
+                });
+            }
+        }
+        self.file.sync_all().map_err(&write)?;
+        fs::rename(&self.path, &self.target).map_err(&write)
+    }
+}
+
+fn written(path: &Path) -> impl Fn(io::Error) -> DownloadError + use<> {
+    let path = path.to_owned();
+    move |source| DownloadError::Write {
+        path: path.clone(),
+        source,
+    }
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// The SHA-256 of everything that is left to read, in hexadecimal.
+fn sha256_of(bytes: &mut impl Read) -> io::Result<String> {
+    let mut digest = Sha256::new();
+    io::copy(bytes, &mut digest)?;
+    Ok(hexadecimal(&digest.finalize()))
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The last part of a URL's path, as a file name.
+pub fn file_name(url: &str) -> &str {
+    let path = url.split(['?', '#']).next().unwrap_or_default();
+    let path = path.split_once("://").map_or(path, |(_, path)| path);
+    match path.rsplit_once('/') {
+        Some((_, name)) if !matches!(name, "" | "." | "..") => name,
+        _ => "download",
+    }
+}
+
+/// Local copies of what a URL or `hf://` address means, downloaded where they are not there yet:
+/// URLs in `downloads` of the [cache folder](cache_folder), the hub's files in its own cache.
+///
+/// # Errors
+///
+/// As [`Downloader::download`] and [`Hub::fetch`].
+pub fn fetch(address: &str) -> Result<Vec<PathBuf>, DownloadError> {
+    if address.starts_with("hf://") {
+        let address: HubAddress = address.parse()?;
+        return Hub::from_env().fetch(&address, &mut |_, _| {});
+    }
+    if !address.starts_with("http://") && !address.starts_with("https://") {
+        return Err(DownloadError::Address {
+            address: address.to_owned(),
+            reason: "neither http://, https:// nor hf://",
+        });
+    }
+    fetch_into(&cache_folder().join("downloads"), address).map(|path| vec![path])
+}
+
+/// A copy in a folder, downloaded if it is not there.
+fn fetch_into(folder: &Path, url: &str) -> Result<PathBuf, DownloadError> {
+    // Addresses that differ only in front of the name must not meet.
+    let key = hexadecimal(&Sha256::digest(url)[..8]);
+    let path = folder.join(key).join(file_name(url));
+    if !path.exists() {
+        Downloader::default().download(url, &path, None, &mut |_, _| {})?;
+    }
+    Ok(path)
+}
+
+/// Where downloads are kept: `$BURN_ZOO_CACHE`, else `burn-zoo` in the user's cache folder.
+pub fn cache_folder() -> PathBuf {
+    let variable = |name| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    let user = || {
+        let home = || variable("HOME").map(|home| home.join(".cache"));
+        variable("XDG_CACHE_HOME")
+            .or_else(|| variable("LOCALAPPDATA"))
+            .or_else(home)
+    };
+    let folder = || user().unwrap_or_else(std::env::temp_dir).join("burn-zoo");
+    variable("BURN_ZOO_CACHE").unwrap_or_else(folder)
+}
