@@ -63,7 +63,7 @@ def loss(ids, context, stride):
 
 ids = tokenizer.encode(text).ids
 windows = [[48, 24], [48, 48], [48, 7], [20, 1], [10, 9]]
-pairs = [["The model", " reads"], ["", "tokens"], ["a trailing space ", "moves"], [text[:400], " end of it"]]
+pairs = [["The model", " reads"], ["", "tokens"], ["a trailing space ", "moves"], [text[:300], " end of it"]]
 scores = []
 for before, after in pairs:
     kept = before.rstrip()
