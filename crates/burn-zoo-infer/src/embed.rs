@@ -13,6 +13,8 @@ use burn_zoo_models::directory::{self, DirectoryError};
 use burn_zoo_nn::{Inputs, Transformer, attention::AttentionPattern};
 use serde::{Deserialize, de::DeserializeOwned};
 
+use crate::batch;
+
 /// What makes a directory unusable as a sentence encoder.
 #[derive(Debug, thiserror::Error)]
 pub enum EmbedError {
@@ -242,24 +244,7 @@ impl SentenceEncoder {
     }
 
     fn embed_batch(&self, texts: &[&[u32]]) -> Vec<Vec<f32>> {
-        let seq = texts
-            .iter()
-            .map(|text| text.len())
-            .max()
-            .unwrap_or(0)
-            .max(1);
-        let shape = [texts.len(), seq];
-        let padded = |value: &dyn Fn(&[u32], usize) -> i64| {
-            let values: Vec<i64> = texts
-                .iter()
-                .flat_map(|text| (0..seq).map(move |index| (text, index)))
-                .map(|(text, index)| value(text, index))
-                .collect();
-            Tensor::<2, Int>::from_data(TensorData::new(values, shape), &self.device)
-        };
-        let tokens = padded(&|text, index| text.get(index).map_or(0, |&token| token.into()));
-        let real = padded(&|text, index| i64::from(index < text.len()));
-        let visible: Tensor<2, Bool> = real.equal_elem(1);
+        let (tokens, visible) = batch::padded(texts, 0, &self.device);
         let inputs = Inputs {
             visible: Some(visible.clone()),
             ..tokens.into()

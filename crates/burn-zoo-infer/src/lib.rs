@@ -1,5 +1,10 @@
-//! Text generation with a key/value cache.
+//! Using a trained model: text generation with a key/value cache, embeddings, classification, prompts
+//! with examples, and evaluation.
 
+mod batch;
+pub mod classify;
 pub mod embed;
+pub mod evaluate;
+pub mod few_shot;
 pub mod generate;
 pub mod sampling;

@@ -4,6 +4,7 @@ mod backends;
 mod bench;
 mod data;
 mod embed;
+mod eval;
 mod forward;
 mod generate;
 mod models;
@@ -39,6 +40,9 @@ enum Command {
     Models(models::Arguments),
     /// Turn texts into vectors whose angles tell how alike they are.
     Embed(embed::Arguments),
+    /// Measure how good a model, or a text, is.
+    #[command(subcommand)]
+    Eval(eval::Command),
     /// Run a model on token ids and write everything that it gives.
     Forward(forward::Arguments),
     /// List backends, their devices, and what `auto` picks.
@@ -74,6 +78,7 @@ pub fn main() -> ExitCode {
         Command::Data(command) => data::run(&command),
         Command::Generate(arguments) => generate::run(&arguments),
         Command::Embed(arguments) => embed::run(&arguments),
+        Command::Eval(command) => eval::run(&command),
         Command::Models(arguments) => models::run(&arguments),
         Command::Forward(arguments) => forward::run(&arguments),
         Command::Backends(arguments) => backends::run(&arguments),
