@@ -305,7 +305,7 @@ fn early_stopping_keeps_the_best_model() {
             Record::Valid {
                 step, valid_loss, ..
             } => Some((step, valid_loss)),
-            Record::Train { .. } => None,
+            Record::Train { .. } | Record::Sample { .. } => None,
         })
         .collect();
     let lowest = evaluations

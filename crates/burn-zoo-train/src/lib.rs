@@ -8,7 +8,9 @@
 //! - [`Trainee`](objective::Trainee) and [`StepLoop`](step_loop::StepLoop) are a `TrainStep` and a
 //!   strategy for burn-train's `SupervisedTraining`.
 
+pub mod average;
 pub mod checkpoint;
+pub mod history;
 pub mod lines;
 pub mod lock;
 pub mod memory;

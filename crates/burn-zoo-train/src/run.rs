@@ -7,7 +7,6 @@
 //! ```
 
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -26,12 +25,13 @@ use burn_zoo_nn::{ConfigError, Inputs, LanguageModel, Transformer, TransformerCo
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    checkpoint::RunState,
+    checkpoint::{Checkpoints, RunState},
+    history::History,
     lock::{FolderLock, LockError},
     memory,
     objective::LanguageModeling,
     recipe::{Objective, Recipe, RecipeError},
-    step_loop::{End, Record},
+    step_loop::{End, Sampler},
     trainer::{Display, FitError, Session, TrainerConfig, fit},
 };
 
@@ -68,7 +68,12 @@ pub struct RunOptions {
     pub interrupter: Interrupter,
     /// The backend's name, for the summary.
     pub backend: String,
+    /// Writes a text every `sample_interval` steps.
+    pub sampler: Option<TextSampler>,
 }
+
+/// Writes a text with a model and its tokenizer.
+pub type TextSampler = Arc<dyn Fn(&Transformer, &Tokenizer) -> Option<String> + Send + Sync>;
 
 impl RunOptions {
     /// A fresh run that shows plain lines.
@@ -79,6 +84,7 @@ impl RunOptions {
             display: Display::Lines,
             interrupter: Interrupter::new(),
             backend: backend.into(),
+            sampler: None,
         }
     }
 }
@@ -202,15 +208,19 @@ pub fn train(
 ) -> Result<Run, RunError> {
     let out = &options.out;
     let earlier = earlier_run(out, options.start)?;
-    let resume = options.start == Start::Resume;
     let training = out.join(TRAINING);
     let lock = match training.exists() {
         true => Some(FolderLock::acquire(&training)?),
         false => None,
     };
     let recipe_toml = recipe.to_toml()?;
-    if resume {
+    // One that was killed before its first checkpoint starts again.
+    let mut resume = false;
+    if options.start == Start::Resume {
         trained_recipe(out)?.check_resumable(recipe)?;
+        let keep = recipe.training.keep_checkpoints;
+        let checkpoints = Checkpoints::open(&out.join(CHECKPOINTS), keep);
+        resume = !checkpoints.map_err(FitError::from)?.steps().is_empty();
     }
 
     let corpus = Corpus::split(text, recipe.data.valid_fraction);
@@ -254,26 +264,29 @@ pub fn train(
     if options.start == Start::Overwrite {
         remove(&earlier)?;
     }
-    check_fingerprint(out, &splits, resume)?;
     let write = |name: &str, contents: String| {
         let path = out.join(name);
         files::replace_with(&path, contents).map_err(io_error(&path))
     };
-    write(directory::TOKENIZER, tokenizer.to_json()?)?;
+    if resume {
+        check_fingerprint(out, &splits)?;
+    }
+    // The recipe first: with it, a run that is killed here can be resumed.
     write(RECIPE, recipe_toml.clone())?;
     write(TRAINED, recipe_toml)?;
+    write(directory::TOKENIZER, tokenizer.to_json()?)?;
+    if !resume {
+        let json = serde_json::to_string_pretty(&Fingerprint::new(&splits));
+        let json = json.map_err(std::io::Error::from);
+        write(FINGERPRINT, json.map_err(io_error(&out.join(FINGERPRINT)))?)?;
+    }
 
-    let log = Mutex::new(MetricsLog {
-        path: out.join(HISTORY),
-        file: None,
-    });
+    let history = Mutex::new(History::new(out.join(HISTORY)));
     let interrupter = options.interrupter.clone();
     let on_record = move |record| {
-        let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Err(error) = log.write(record) {
-            // A history with holes is none: the last checkpoint knows where it goes on.
-            let error =
-                std::io::Error::new(error.kind(), format!("{}: {error}", log.path.display()));
+        let mut history = history.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Err(error) = history.write(&record) {
+            // A history with holes is none: the last checkpoint knows where to go on.
             interrupter.fail(CheckpointerError::IOError(error));
         }
     };
@@ -284,6 +297,12 @@ pub fn train(
         display: options.display,
         interrupter: options.interrupter,
         on_record: Arc::new(on_record),
+        sampler: options.sampler.map(|sampler| {
+            let tokenizer = tokenizer.clone();
+            let sampler: Sampler<Transformer> =
+                Arc::new(move |model: &Transformer| sampler(model, &tokenizer));
+            sampler
+        }),
     };
     let fitted = fit(
         config.init(device),
@@ -388,57 +407,13 @@ impl Fingerprint {
     }
 }
 
-/// Writes the fingerprint of a new run's text, or refuses another text than a resumed run's.
-fn check_fingerprint(out: &Path, splits: &Splits, resume: bool) -> Result<(), RunError> {
+/// Refuses another text than that of the run.
+fn check_fingerprint(out: &Path, splits: &Splits) -> Result<(), RunError> {
     let path = out.join(FINGERPRINT);
-    let found = Fingerprint::new(splits);
-    if resume {
-        let saved = fs::read_to_string(&path).map_err(io_error(&path))?;
-        return match serde_json::from_str::<Fingerprint>(&saved) {
-            Ok(saved) if saved == found => Ok(()),
-            _ => Err(RunError::OtherCorpus),
-        };
-    }
-    let json = serde_json::to_string_pretty(&found).map_err(std::io::Error::from);
-    json.and_then(|json| files::replace_with(&path, json))
-        .map_err(io_error(&path))
-}
-
-/// The history of a run, one record a line. What a resumed run repeats replaces what the run before
-/// it wrote after its last checkpoint.
-struct MetricsLog {
-    path: PathBuf,
-    file: Option<fs::File>,
-}
-
-impl MetricsLog {
-    fn write(&mut self, record: Record) -> std::io::Result<()> {
-        let mut file = match self.file.take() {
-            Some(file) => file,
-            None => self.open_before(record)?,
-        };
-        writeln!(file, "{}", serde_json::to_string(&record)?)?;
-        self.file = Some(file);
-        Ok(())
-    }
-
-    /// Drops the lines that do not come before `first`.
-    fn open_before(&self, first: Record) -> std::io::Result<fs::File> {
-        let earlier = match fs::read_to_string(&self.path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
-            Err(error) => return Err(error),
-        };
-        let comes_before = |line: &&str| {
-            serde_json::from_str::<Record>(line).is_ok_and(|record| record.order() < first.order())
-        };
-        let kept: String = earlier
-            .lines()
-            .filter(comes_before)
-            .flat_map(|line| [line, "\n"])
-            .collect();
-        files::replace_with(&self.path, kept)?;
-        fs::OpenOptions::new().append(true).open(&self.path)
+    let saved = fs::read_to_string(&path).map_err(io_error(&path))?;
+    match serde_json::from_str::<Fingerprint>(&saved) {
+        Ok(saved) if saved == Fingerprint::new(splits) => Ok(()),
+        _ => Err(RunError::OtherCorpus),
     }
 }
 

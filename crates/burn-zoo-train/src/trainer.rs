@@ -19,7 +19,7 @@ use crate::{
     parameters::NoSuchParameter,
     recipe::{LoopConfig, Recipe},
     schedule::ScheduleConfig,
-    step_loop::{End, Outcome, Record, StepLoop},
+    step_loop::{End, Outcome, Record, Sampler, StepLoop},
     terminal,
 };
 
@@ -62,9 +62,9 @@ pub enum Display {
 /// What is told of each step and evaluation.
 pub type OnRecord = Arc<dyn Fn(Record) + Send + Sync>;
 
-/// What surrounds a training.
+/// What surrounds the training of an `M`.
 #[derive(Clone)]
-pub struct Session {
+pub struct Session<M> {
     /// Where checkpoints go. Without a folder there are none.
     pub folder: Option<PathBuf>,
     /// Continue from the newest checkpoint in the folder.
@@ -75,9 +75,11 @@ pub struct Session {
     pub interrupter: Interrupter,
     /// Is told of each step and evaluation.
     pub on_record: OnRecord,
+    /// Writes something with the model every `sample_interval` steps.
+    pub sampler: Option<Sampler<M>>,
 }
 
-impl Default for Session {
+impl<M> Default for Session<M> {
     fn default() -> Self {
         Self {
             folder: None,
@@ -85,6 +87,7 @@ impl Default for Session {
             display: Display::Silent,
             interrupter: Interrupter::new(),
             on_record: Arc::new(|_| {}),
+            sampler: None,
         }
     }
 }
@@ -173,7 +176,7 @@ pub fn fit<M, O>(
     data: &dyn TrainingData<O::Batch>,
     config: &TrainerConfig,
     device: &Device,
-    session: Session,
+    session: Session<M>,
 ) -> Result<Fitted<M>, FitError>
 where
     M: Module + ModuleDisplay + 'static,
@@ -213,6 +216,11 @@ where
         }
     };
 
+    let average = match (&checkpoints, training.ema) {
+        (Some(checkpoints), Some(_)) if start.step > 0 => Some(checkpoints.average(start.step)?),
+        _ => None,
+    };
+
     let steps = start.step..training.iterations.max(start.step);
     let train = Prefetch::new(data.train(steps, device));
     let valid = Prefetch::new(data.valid(device));
@@ -238,7 +246,13 @@ where
         start,
         checkpoints.clone(),
         move |record| on_record(record),
-    );
+    )
+    .with_average(average)
+    .with_sampler(session.sampler.map(|sampler| {
+        let sampler: Sampler<Trainee<M, O>> =
+            Arc::new(move |trainee: &Trainee<M, O>| sampler(&trainee.model));
+        sampler
+    }));
     let outcome = strategy.outcome();
     let mut supervised = SupervisedTraining::new(
         session.folder.unwrap_or_default(),

@@ -3,17 +3,19 @@
 use std::io::{IsTerminal, Write, stderr, stdout};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::{
     OWN_RECIPE, OWN_TEXT,
-    data::corpus::read_text,
+    data::{corpus::read_text, tokenizer::Tokenizer},
     infer::{
         generate::{Marks, Writer},
         sampling::SamplingConfig,
     },
+    nn::Transformer,
     train::{
         Interrupter, Recipe,
-        run::{self, Run, RunOptions, Start, Summary},
+        run::{self, Run, RunOptions, Start, Summary, TextSampler},
         trainer::Display,
     },
 };
@@ -97,6 +99,7 @@ pub fn run(arguments: &Arguments) -> Result<End> {
         },
         interrupter: stop_on_signals()?,
         backend: found.name,
+        sampler: Some(sampler(&text, recipe.seed)),
     };
     let run = run::train(&recipe, &text, &found.device, options)?;
     let Some(summary) = &run.summary else {
@@ -180,33 +183,53 @@ fn stop_on_signals() -> Result<Interrupter> {
     Ok(interrupter)
 }
 
-/// Texts that start where a line does, or else as the corpus starts. A model that sees both ways writes
-/// none.
+/// The texts that a finished model writes. One that sees both ways writes none.
 fn write_samples(run: &Run, corpus: &str, seed: u64) -> Result<Vec<String>> {
     if !run.model.is_decoder() {
         return Ok(Vec::new());
     }
+    let prompt = first_prompt(corpus);
+    let sample = |index| write(&run.model, &run.tokenizer, prompt, seed.wrapping_add(index));
+    (0..SAMPLES).map(sample).collect()
+}
+
+/// Writes a text on the way, which is shown where it is not across the screen.
+fn sampler(corpus: &str, seed: u64) -> TextSampler {
+    let prompt = first_prompt(corpus).to_owned();
+    Arc::new(move |model, tokenizer| {
+        let sample = model
+            .is_decoder()
+            .then(|| write(model, tokenizer, &prompt, seed));
+        let sample = sample?.unwrap_or_else(|error| error.to_string());
+        if !stdout().is_terminal() {
+            let _ = writeln!(stderr(), "--- sample ---\n{}\n---", sample.trim());
+        }
+        Some(sample)
+    })
+}
+
+/// Where a line starts, or else how the corpus starts.
+fn first_prompt(corpus: &str) -> &str {
+    match corpus.contains('\n') {
+        true => "\n",
+        false => &corpus[..corpus.chars().next().map_or(0, char::len_utf8)],
+    }
+}
+
+fn write(model: &Transformer, tokenizer: &Tokenizer, prompt: &str, seed: u64) -> Result<String> {
     let sampling = SamplingConfig {
         temperature: 0.8,
         top_k: Some(50),
         ..SamplingConfig::default()
     };
-    let prompt = match corpus.contains('\n') {
-        true => "\n",
-        false => &corpus[..corpus.chars().next().map_or(0, char::len_utf8)],
+    let quietly = |_: &str| ControlFlow::Continue(());
+    let writer = Writer {
+        model,
+        tokenizer,
+        marks: Marks::default(),
     };
-    let sample = |index: u64| {
-        let quietly = |_: &str| ControlFlow::Continue(());
-        let writer = Writer {
-            model: &run.model,
-            tokenizer: &run.tokenizer,
-            marks: Marks::default(),
-        };
-        let (seed, sampling) = (seed.wrapping_add(index), sampling.clone());
-        let (_, text) = writer.continue_text(prompt, SAMPLE_TOKENS, sampling, seed, quietly)?;
-        Ok(text)
-    };
-    (0..SAMPLES).map(sample).collect()
+    let (_, text) = writer.continue_text(prompt, SAMPLE_TOKENS, sampling, seed, quietly)?;
+    Ok(text)
 }
 
 fn print(summary: &Summary, samples: &[String], out: &Path) {
