@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 
-use burn::module::{Module, ModuleDisplay};
-use burn::tensor::Device;
+use burn::module::{Module, ModuleDisplay, ModuleMapper, Param};
+use burn::tensor::{Device, GradientCheckpointingStrategy, Tensor};
 use burn_train::metric::LearningRateMetric;
 use burn_train::renderer::{MetricsRenderer, tui::TuiMetricsRendererWrapper};
 use burn_train::{Interrupter, Learner, SupervisedTraining, TrainingStrategy};
@@ -141,6 +141,22 @@ pub struct Fitted<M> {
     pub outcome: Outcome,
 }
 
+/// Has what depends on parameters computed again in the backward pass, where that is cheap. Parameters keep
+/// their own strategy wherever a module is moved, so it cannot come from the device.
+struct Recomputed;
+
+impl ModuleMapper for Recomputed {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        param.map(|tensor| {
+            let is_trained = tensor.is_require_grad();
+            tensor
+                .detach()
+                .with_gradient_checkpointing_strategy(GradientCheckpointingStrategy::Balanced)
+                .set_require_grad(is_trained)
+        })
+    }
+}
+
 /// Trains `model` to an objective through burn-train's learner.
 ///
 /// ```
@@ -187,7 +203,10 @@ where
         clip_norm: config.optimizer.clip_norm,
         label_smoothing: training.label_smoothing,
     };
-    let trainee = Trainee::new(model, objective, step);
+    let mut trainee = Trainee::new(model, objective, step);
+    if training.gradient_checkpointing {
+        trainee = trainee.map(&mut Recomputed);
+    }
     let optimizer = config.optimizer.init(&trainee)?;
     let schedule = config
         .schedule
