@@ -10,6 +10,7 @@
 
 pub mod average;
 pub mod checkpoint;
+pub mod flops;
 pub mod history;
 pub mod lines;
 pub mod lock;
@@ -18,6 +19,7 @@ pub mod metrics;
 pub mod objective;
 pub mod optimizer;
 pub mod parameters;
+pub mod plot;
 pub mod recipe;
 pub mod run;
 pub mod schedule;

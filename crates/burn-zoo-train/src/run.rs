@@ -3,7 +3,7 @@
 //! ```text
 //! config.json  model.safetensors  tokenizer.json    the model
 //! recipe.toml  summary.json                         what ran, and how it ended
-//! training/    checkpoint/  metrics.jsonl
+//! training/    checkpoint/  metrics.jsonl  loss.svg
 //! ```
 
 use std::fs;
@@ -26,20 +26,26 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     checkpoint::{Checkpoints, RunState},
-    history::History,
+    flops,
+    history::{self, History},
     lock::{FolderLock, LockError},
     memory,
     objective::LanguageModeling,
-    recipe::{Objective, Recipe, RecipeError},
-    step_loop::{End, Sampler},
+    plot::{self, Curves},
+    recipe::{LoopConfig, Objective, Recipe, RecipeError},
+    step_loop::{End, Record, Sampler},
     trainer::{Display, FitError, Session, TrainerConfig, fit},
 };
 
-const RECIPE: &str = "recipe.toml";
-const SUMMARY: &str = "summary.json";
+/// The name of a run's recipe.
+pub const RECIPE: &str = "recipe.toml";
+/// The name of a run's [`Summary`].
+pub const SUMMARY: &str = "summary.json";
 const TRAINING: &str = "training";
 const CHECKPOINTS: &str = "training/checkpoint";
-const HISTORY: &str = "training/metrics.jsonl";
+/// The name of a run's [history].
+pub const HISTORY: &str = "training/metrics.jsonl";
+const PLOT: &str = "training/loss.svg";
 /// The recipe that the last checkpoint was trained by, whatever becomes of the user's.
 const TRAINED: &str = "training/recipe.toml";
 const FINGERPRINT: &str = "training/data.json";
@@ -70,6 +76,8 @@ pub struct RunOptions {
     pub backend: String,
     /// Writes a text every `sample_interval` steps.
     pub sampler: Option<TextSampler>,
+    /// What the device could compute, in operations per second, to compare with.
+    pub peak_flops: Option<f64>,
 }
 
 /// Writes a text with a model and its tokenizer.
@@ -85,6 +93,7 @@ impl RunOptions {
             interrupter: Interrupter::new(),
             backend: backend.into(),
             sampler: None,
+            peak_flops: None,
         }
     }
 }
@@ -158,6 +167,15 @@ pub struct Summary {
     pub parameters: usize,
     /// The recipe's seed.
     pub seed: u64,
+    /// Floating-point operations of a token's forward and backward pass, see [`flops`].
+    #[serde(default)]
+    pub flops_per_token: f64,
+    /// What the device could compute, in operations per second, where that was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak_flops: Option<f64>,
+    /// The share of it that the model's operations took.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mfu: Option<f64>,
     /// Optimiser steps.
     pub iterations: usize,
     /// The step of the model that was saved.
@@ -283,9 +301,15 @@ pub fn train(
 
     let history = Mutex::new(History::new(out.join(HISTORY)));
     let interrupter = options.interrupter.clone();
+    let directory = out.clone();
     let on_record = move |record| {
         let mut history = history.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Err(error) = history.write(&record) {
+        let is_evaluation = matches!(record, Record::Valid { .. });
+        let written = history.write(&record).and_then(|()| match is_evaluation {
+            true => draw(&directory),
+            false => Ok(()),
+        });
+        if let Err(error) = written {
             // A history with holes is none: the last checkpoint knows where to go on.
             interrupter.fail(CheckpointerError::IOError(error));
         }
@@ -320,7 +344,14 @@ pub fn train(
             let early = outcome.end == End::EarlyStopped;
             let summary = Summary {
                 expert_load: expert_load(&model, config, &splits.valid),
-                ..summarise(recipe, config, &outcome.state, early, options.backend)
+                ..summarise(
+                    recipe,
+                    config,
+                    &outcome.state,
+                    early,
+                    options.backend,
+                    options.peak_flops,
+                )
             };
             let json = serde_json::to_string_pretty(&summary).map_err(std::io::Error::from);
             write(SUMMARY, json.map_err(io_error(&out.join(SUMMARY)))?)?;
@@ -360,6 +391,7 @@ fn earlier_run(out: &Path, start: Start) -> Result<Vec<PathBuf>, RunError> {
         SUMMARY,
         CHECKPOINTS,
         HISTORY,
+        PLOT,
         TRAINED,
         FINGERPRINT,
     ];
@@ -417,13 +449,33 @@ fn check_fingerprint(out: &Path, splits: &Splits) -> Result<(), RunError> {
     }
 }
 
+/// Draws the run so far.
+fn draw(out: &Path) -> std::io::Result<()> {
+    let name = out.file_name().unwrap_or_default().to_string_lossy();
+    let records = history::read(&out.join(HISTORY))?;
+    match plot::svg(&[Curves::new(name, &records)]) {
+        Some(svg) => files::replace_with(&out.join(PLOT), svg),
+        None => Ok(()),
+    }
+}
+
 fn summarise(
     recipe: &Recipe,
     config: &TransformerConfig,
     state: &RunState,
     early: bool,
     backend: String,
+    peak_flops: Option<f64>,
 ) -> Summary {
+    let flops_per_token = flops::per_token(config, config.context_length());
+    // Of all tokens of a step, also those of which nothing is asked.
+    let LoopConfig {
+        batch_size,
+        accumulation,
+        ..
+    } = recipe.training;
+    let n_read = state.step * batch_size * accumulation * config.context_length();
+    let flops = flops_per_token * n_read as f64 / state.training_seconds;
     let saved = if early { state.best } else { state.valid };
     Summary {
         valid_loss: saved.map_or(f64::NAN, |valid| valid.loss),
@@ -433,6 +485,9 @@ fn summarise(
         seconds: state.seconds,
         backend,
         parameters: config.n_parameters(),
+        flops_per_token,
+        peak_flops,
+        mfu: peak_flops.map(|peak| flops / peak),
         seed: recipe.seed,
         iterations: state.step,
         saved_iteration: saved.map_or(state.step, |valid| valid.step),

@@ -14,7 +14,7 @@ use crate::{
     },
     nn::Transformer,
     train::{
-        Interrupter, Recipe,
+        Interrupter, Recipe, flops,
         run::{self, Run, RunOptions, Start, Summary, TextSampler},
         trainer::Display,
     },
@@ -57,7 +57,7 @@ pub struct Arguments {
     backend: BackendArgument,
 }
 
-fn parse_override(text: &str) -> std::result::Result<(String, String), String> {
+pub(super) fn parse_override(text: &str) -> std::result::Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.trim().is_empty() => {
             Ok((key.trim().to_owned(), value.trim().to_owned()))
@@ -77,10 +77,7 @@ struct Report<'a> {
 
 pub fn run(arguments: &Arguments) -> Result<End> {
     let recipe = read_recipe(arguments)?;
-    let text = match &recipe.data.corpus {
-        Some(path) => read_text(path)?,
-        None => OWN_TEXT.to_owned(),
-    };
+    let text = corpus_text(&recipe)?;
     let found = arguments.backend.find()?;
     let out = match &arguments.out {
         Some(out) => out.clone(),
@@ -100,6 +97,7 @@ pub fn run(arguments: &Arguments) -> Result<End> {
         interrupter: stop_on_signals()?,
         backend: found.name,
         sampler: Some(sampler(&text, recipe.seed)),
+        peak_flops: Some(flops::measured_peak(&found.device)),
     };
     let run = run::train(&recipe, &text, &found.device, options)?;
     let Some(summary) = &run.summary else {
@@ -122,6 +120,14 @@ pub fn run(arguments: &Arguments) -> Result<End> {
         print(summary, &samples, &out);
     }
     Ok(End::Done)
+}
+
+/// The text that a recipe learns from.
+pub(super) fn corpus_text(recipe: &Recipe) -> Result<String> {
+    match &recipe.data.corpus {
+        Some(path) => Ok(read_text(path)?),
+        None => Ok(OWN_TEXT.to_owned()),
+    }
 }
 
 fn read_recipe(arguments: &Arguments) -> Result<Recipe> {
@@ -164,7 +170,7 @@ fn free_directory(recipe: Option<&Path>) -> PathBuf {
 }
 
 /// The first Ctrl-C or SIGTERM stops after the step, the second at once.
-fn stop_on_signals() -> Result<Interrupter> {
+pub(super) fn stop_on_signals() -> Result<Interrupter> {
     let interrupter = Interrupter::new();
     let handle = interrupter.clone();
     ctrlc::set_handler(move || {
@@ -245,6 +251,13 @@ fn print(summary: &Summary, samples: &[String], out: &Path) {
     println!("validation loss   {:.4} nats a token", summary.valid_loss);
     println!("training loss     {:.4}", summary.train_loss);
     println!("tokens per second {:.0}", summary.tokens_per_second);
+    if let (Some(mfu), Some(peak)) = (summary.mfu, summary.peak_flops) {
+        println!(
+            "utilisation       {:.1} % of the {:.0} GFLOP/s of a matrix product",
+            100.0 * mfu,
+            peak / 1e9
+        );
+    }
     println!("parameters        {}", summary.parameters);
     if let Some(loads) = &summary.expert_load {
         for (index, load) in loads.iter().enumerate() {
