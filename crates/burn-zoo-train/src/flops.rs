@@ -13,15 +13,18 @@ use burn_zoo_nn::{TransformerConfig, head::Projection};
 /// As in the paper, a causal attention counts whole, and what is computed again does not count. Embedding
 /// tables do not multiply, unless one is the head as well; of a mixture only the experts that a token takes do.
 pub fn per_token(config: &TransformerConfig, seq: usize) -> f64 {
-    let tied = config.head.language().map_or(0, |head| match head.projection {
-        Projection::Tied => config.vocab_size() * config.d_model(),
-        Projection::Untied => 0,
-    });
+    let tied = config
+        .head
+        .language()
+        .map_or(0, |head| match head.projection {
+            Projection::Tied => config.vocab_size() * config.d_model(),
+            Projection::Untied => 0,
+        });
     let n_multiplying = config.n_active_parameters() - config.embedding.n_parameters() + tied;
     let stacks = config.encoder.iter().chain([&config.stack]);
-    let attentions = stacks.flat_map(|stack| &stack.blocks).flat_map(|block| {
-        std::iter::once(&block.attention).chain(block.cross_attention.as_ref())
-    });
+    let attentions = stacks
+        .flat_map(|stack| &stack.blocks)
+        .flat_map(|block| std::iter::once(&block.attention).chain(block.cross_attention.as_ref()));
     let width: usize = attentions
         .map(|attention| attention.n_heads * attention.head_dim)
         .sum();

@@ -71,8 +71,11 @@ pub fn svg(runs: &[Curves]) -> Option<String> {
     }
     let mut svg = String::new();
     let height = 560 + 18 * runs.len() as u32;
-    draw(runs, SVGBackend::with_string(&mut svg, (900, height)).into_drawing_area())
-        .expect("drawing into memory does not fail");
+    draw(
+        runs,
+        SVGBackend::with_string(&mut svg, (900, height)).into_drawing_area(),
+    )
+    .expect("drawing into memory does not fail");
     Some(svg)
 }
 
@@ -101,7 +104,10 @@ fn color(index: usize) -> RGBColor {
 }
 
 fn draw_losses(runs: &[Curves], area: &Area) -> Result<(), DrawError> {
-    let points = || runs.iter().flat_map(|run| run.train.iter().chain(&run.valid));
+    let points = || {
+        runs.iter()
+            .flat_map(|run| run.train.iter().chain(&run.valid))
+    };
     let mut chart = ChartBuilder::on(area)
         .caption("loss (nats)", ("sans-serif", 18))
         .margin(12)
@@ -167,7 +173,9 @@ fn draw_rates(runs: &[Curves], area: &Area) -> Result<(), DrawError> {
 
 fn steps(runs: &[Curves]) -> Range<f64> {
     let last = |points: &Vec<(f64, f64)>| points.last().map_or(1.0, |point| point.0);
-    let ends = runs.iter().flat_map(|run| [last(&run.train), last(&run.valid)]);
+    let ends = runs
+        .iter()
+        .flat_map(|run| [last(&run.train), last(&run.valid)]);
     0.0..ends.fold(1.0, f64::max)
 }
 

@@ -68,10 +68,7 @@ pub fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .init();
     // A run goes on when nobody reads its progress any more.
-    if !matches!(
-        arguments.command,
-        Command::Train(_) | Command::Sweep(_)
-    ) {
+    if !matches!(arguments.command, Command::Train(_) | Command::Sweep(_)) {
         end_when_unread();
     }
     let result = match arguments.command {

@@ -121,7 +121,10 @@ fn read(directory: &Path) -> Result<Row> {
         finished: summary
             .as_ref()
             .is_some_and(|summary| Some(summary.iterations) >= last_step),
-        train_loss: summary.as_ref().map(|summary| summary.train_loss).or(last_loss),
+        train_loss: summary
+            .as_ref()
+            .map(|summary| summary.train_loss)
+            .or(last_loss),
         valid_loss: evaluations.clone().last(),
         best_valid_loss: evaluations.reduce(f64::min),
         summary,

@@ -9,13 +9,13 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Serialize, Serializer};
 
 use crate::train::{
-    Recipe,
+    Recipe, flops,
     run::{self, RunError, RunOptions, SUMMARY, Start, Summary},
     trainer::Display,
 };
 
 use super::{
-    BackendArgument, End, Result, print_json,
+    BackendArgument, End, Result, end_when_unread, print_json,
     train::{corpus_text, parse_override, stop_on_signals},
 };
 
@@ -81,7 +81,8 @@ fn parse_axis(text: &str) -> std::result::Result<Axis, String> {
 }
 
 fn parse_range(low: &str, high: &str) -> std::result::Result<Values, String> {
-    let refusal = || format!("the range {low}..{high} must be two numbers above 0, the lower first");
+    let refusal =
+        || format!("the range {low}..{high} must be two numbers above 0, the lower first");
     if let (Ok(low), Ok(high)) = (low.parse(), high.parse()) {
         return match 0 < low && low < high {
             true => Ok(Values::Integers(low, high)),
@@ -174,7 +175,10 @@ struct Trial {
     error: Option<String>,
 }
 
-fn as_map<S: Serializer>(overrides: &Overrides, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+fn as_map<S: Serializer>(
+    overrides: &Overrides,
+    serializer: S,
+) -> std::result::Result<S::Ok, S::Error> {
     serializer.collect_map(overrides.iter().map(|(key, value)| (key, value)))
 }
 
@@ -204,6 +208,7 @@ pub fn run(arguments: &Arguments) -> Result<End> {
         let options = RunOptions {
             display: Display::Lines,
             interrupter: interrupter.clone(),
+            peak_flops: Some(flops::measured_peak(&found.device)),
             ..RunOptions::new(&directory, &found.name)
         };
         let (summary, error) = match train(&recipe, &found.device, options) {
@@ -232,6 +237,7 @@ pub fn run(arguments: &Arguments) -> Result<End> {
         let summary = trial.summary.as_ref();
         summary.map_or(f64::INFINITY, |summary| summary.valid_loss)
     };
+    end_when_unread();
     done.sort_by(|a, b| loss(a).total_cmp(&loss(b)));
     match arguments.json {
         true => print_json(&Report { trials: done })?,
@@ -299,7 +305,9 @@ fn print(axes: &[Axis], trials: &[Trial]) {
     let header = header.chain(["validation loss", "training loss", "tokens/s", "time (s)"]);
     table.load_style(presets::NOTHING).set_header(header);
     for (index, trial) in trials.iter().enumerate() {
-        let Some(summary) = &trial.summary else { continue };
+        let Some(summary) = &trial.summary else {
+            continue;
+        };
         let values = trial.overrides.iter().map(|(_, value)| value.clone());
         let rank = (index + 1).to_string();
         table.add_row(std::iter::once(rank).chain(values).chain([
@@ -334,7 +342,10 @@ mod tests {
 
     #[test]
     fn a_grid_is_all_combinations() {
-        let axes = [axis("seed=1,2"), axis("tokenizer=\"char\",{ bpe = { a = 1, b = [2, 3] } }")];
+        let axes = [
+            axis("seed=1,2"),
+            axis("tokenizer=\"char\",{ bpe = { a = 1, b = [2, 3] } }"),
+        ];
         let names: Vec<String> = grid(&axes).unwrap().iter().map(name).collect();
         assert_eq!(names.len(), 4);
         assert_eq!(names[0], "seed=1,tokenizer=_char_");
@@ -344,7 +355,10 @@ mod tests {
 
     #[test]
     fn a_range_is_drawn_by_its_logarithm_and_follows_from_the_seed() {
-        let axes = [axis("optimizer.learning_rate=1e-4..1e-2"), axis("loop.batch_size=2..9")];
+        let axes = [
+            axis("optimizer.learning_rate=1e-4..1e-2"),
+            axis("loop.batch_size=2..9"),
+        ];
         let trials = draw(&axes, 400, 7);
         assert_eq!(trials, draw(&axes, 400, 7));
         let read = |trial: &Overrides, index: usize| trial[index].1.parse::<f64>().unwrap();
@@ -354,13 +368,25 @@ mod tests {
         // Half of the draws are below the geometric middle.
         let low = rates.filter(|&rate| rate < 1e-3).count() as f64 / trials.len() as f64;
         assert!((low - 0.5).abs() < 0.1, "{low}");
-        assert!(sizes.iter().all(|&size| (2.0..=9.0).contains(&size) && size.fract() == 0.0));
+        assert!(
+            sizes
+                .iter()
+                .all(|&size| (2.0..=9.0).contains(&size) && size.fract() == 0.0)
+        );
         assert!(sizes.contains(&2.0) && sizes.contains(&9.0));
     }
 
     #[test]
     fn impossible_axes_are_refused() {
-        for text in ["seed", "=1", "seed=1,,2", "x=5..1", "x=0..1", "x=a..b", "x=-1.0..2.0"] {
+        for text in [
+            "seed",
+            "=1",
+            "seed=1,,2",
+            "x=5..1",
+            "x=0..1",
+            "x=a..b",
+            "x=-1.0..2.0",
+        ] {
             assert!(parse_axis(text).is_err(), "{text}");
         }
     }
