@@ -492,6 +492,82 @@ fn the_environment_chooses_a_backend() {
     assert!(refusal(command.env("BURN_ZOO_BACKEND", "abacus")).contains("abacus"));
 }
 
+/// All combinations are trained once, ranked, and compared; one that fails does not stop the others.
+#[test]
+fn a_sweep_ranks_its_trials_and_trains_none_twice() {
+    let bench = Bench::new();
+    let sweep = |more: &[&str]| {
+        let arguments = [
+            "sweep",
+            "recipe.toml",
+            "--corpus",
+            "corpus.txt",
+            "--backend",
+            "flex",
+            "--out",
+            "sweep",
+            "--json",
+            "--vary",
+            "optimizer.learning_rate=1e-2,1e-4",
+        ];
+        let report = stdout(&mut bench.command(&[&arguments, more].concat()));
+        let report: Value = serde_json::from_str(&report).unwrap();
+        report["trials"].as_array().unwrap().clone()
+    };
+    // The corpus is shorter than the longest window.
+    let contexts = ["--vary", "model.gpt.context_length=8,4000"];
+    let trials = sweep(&contexts);
+    assert_eq!(trials.len(), 4);
+    let loss = |trial: &Value| trial["summary"]["valid_loss"].as_f64();
+    assert!(loss(&trials[0]).unwrap() < loss(&trials[1]).unwrap());
+    assert_eq!(trials[0]["overrides"]["optimizer.learning_rate"], "1e-2");
+    for failed in &trials[2..] {
+        assert_eq!(failed["overrides"]["model.gpt.context_length"], "4000");
+        let error = failed["error"].as_str().unwrap();
+        assert!(error.contains("tokens"), "{error}");
+    }
+
+    // Again, and for longer: what is done is kept, what is not goes on.
+    let seconds = |trial: &Value| trial["summary"]["seconds"].as_f64().unwrap();
+    let again = sweep(&contexts);
+    assert_eq!(seconds(&again[0]), seconds(&trials[0]));
+    let longer = sweep(&[
+        "--vary",
+        "model.gpt.context_length=8",
+        "--set",
+        "loop.iterations=18",
+    ]);
+    assert_eq!(longer.len(), 2);
+    assert_eq!(longer[0]["summary"]["iterations"], 18);
+
+    let runs = ["runs", "sweep", "--plot", "runs.svg", "--json"];
+    let runs: Value = serde_json::from_str(&stdout(&mut bench.command(&runs))).unwrap();
+    let runs = runs.as_array().unwrap();
+    assert_eq!(runs.len(), 2);
+    for run in runs {
+        assert_eq!(
+            (&run["steps"], &run["finished"]),
+            (&18.into(), &true.into())
+        );
+        assert_eq!(run["valid_loss"], run["summary"]["valid_loss"]);
+        assert!(run["summary"]["mfu"].as_f64().is_some_and(|mfu| mfu > 0.0));
+    }
+    let picture = fs::read_to_string(bench.path("runs.svg")).unwrap();
+    assert!(
+        picture.contains("optimizer.learning_rate=1e-2"),
+        "{picture}"
+    );
+    let directory = bench.path(longer[0]["directory"].as_str().unwrap());
+    assert!(directory.join("training/loss.svg").exists());
+
+    let refused = |arguments: &[&str]| refusal(&mut bench.command(arguments));
+    assert!(refused(&["runs", "nowhere"]).contains("nowhere"));
+    let vary = "optimizer.learning_rate=1e-2,fast";
+    let message = refused(&["sweep", "recipe.toml", "--out", "x", "--vary", vary]);
+    assert!(message.contains("optimizer.learning_rate"), "{message}");
+    assert!(!bench.path("x").exists());
+}
+
 #[cfg(unix)]
 mod unix {
     use std::io::{BufRead, BufReader};

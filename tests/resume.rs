@@ -74,10 +74,10 @@ fn check(found: &FoundDevice, splits: &Splits, vocab_size: usize) {
             resume,
             interrupter,
             on_record: Arc::new(move |event| {
-                record(event);
                 if matches!(event, Record::Train { step, .. } if step == stop_at) {
                     handle.stop(None);
                 }
+                record(event);
             }),
             ..Session::default()
         };

@@ -2,8 +2,8 @@
 
 mod common;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::optim::{GradientsAccumulator, GradientsParams};
@@ -21,18 +21,21 @@ use burn_zoo::{
     },
     train::{
         Recipe,
+        average::AverageConfig,
         checkpoint::Checkpoints,
         objective::LanguageModeling,
         optimizer::{OptimizerConfig, clip_by_global_norm},
         recipe::EarlyStopping,
         run::{Material, RunOptions, train},
-        step_loop::{End, Record},
+        step_loop::{End, Record, Sampler},
         trainer::{Display, FitError, Fitted, Session, fit},
     },
 };
 use common::{
     assert_close, devices, processor,
-    training::{MODEL, config, model, own_tokens, recorder, train_losses, trainee, windows},
+    training::{
+        MODEL, config, model, own_tokens, parameters, recorder, train_losses, trainee, windows,
+    },
     values,
 };
 
@@ -305,7 +308,7 @@ fn early_stopping_keeps_the_best_model() {
             Record::Valid {
                 step, valid_loss, ..
             } => Some((step, valid_loss)),
-            Record::Train { .. } => None,
+            Record::Train { .. } | Record::Sample { .. } => None,
         })
         .collect();
     let lowest = evaluations
@@ -356,6 +359,79 @@ fn old_checkpoints_go_but_the_best_stays() {
     let best = fitted.outcome.state.best.unwrap().step;
     let expected = std::collections::BTreeSet::from([best, 20, 25]);
     assert_eq!(checkpoints.steps(), expected);
+}
+
+/// Recomputing memory-bound operations in the backward pass changes memory, not what is learned.
+#[test]
+fn gradient_checkpointing_learns_the_same() {
+    let (splits, vocab_size) = own_tokens();
+    let device = processor();
+    let losses = |gradient_checkpointing| {
+        let mut config = config(10);
+        config.training.gradient_checkpointing = gradient_checkpointing;
+        let (records, on_record) = recorder();
+        let session = Session {
+            on_record,
+            ..Session::default()
+        };
+        let model = model(&MODEL, vocab_size, &device);
+        let windows = windows(&splits, &config);
+        fit(model, LanguageModeling, &windows, &config, &device, session).unwrap();
+        train_losses(&records)
+    };
+    assert_close(&losses(true), &losses(false), 1e-6, "checkpointed");
+}
+
+/// With a mean of weights, the mean is what is evaluated, sampled from and returned, and training itself is
+/// as without.
+#[test]
+fn the_mean_of_weights_is_what_a_training_leaves() {
+    let (splits, vocab_size) = own_tokens();
+    let device = processor();
+    let train = |ema, sampled: Option<&Arc<Mutex<Vec<Vec<f64>>>>>| {
+        let mut config = config(12);
+        config.training.eval_interval = 6;
+        config.training.sample_interval = Some(4);
+        config.training.ema = ema;
+        let (records, on_record) = recorder();
+        let sampler = sampled.cloned().map(|sampled| {
+            let sampler: Sampler<Transformer> = Arc::new(move |model: &Transformer| {
+                sampled.lock().unwrap().push(parameters(model));
+                Some("text".to_owned())
+            });
+            sampler
+        });
+        let session = Session {
+            on_record,
+            sampler,
+            ..Session::default()
+        };
+        let model = model(&MODEL, vocab_size, &device);
+        let windows = windows(&splits, &config);
+        let fitted = fit(model, LanguageModeling, &windows, &config, &device, session).unwrap();
+        (fitted, records)
+    };
+    let live = Arc::default();
+    let (plain, plain_records) = train(None, Some(&live));
+    let means = Arc::default();
+    let (averaged, records) = train(Some(AverageConfig { decay: 0.5 }), Some(&means));
+    assert_eq!(train_losses(&records), train_losses(&plain_records));
+    let samples = records.lock().unwrap();
+    let samples = samples.iter().filter_map(|record| match record {
+        Record::Sample { step, .. } => Some(*step),
+        Record::Train { .. } | Record::Valid { .. } => None,
+    });
+    assert_eq!(samples.collect::<Vec<_>>(), [4, 8, 12]);
+    let (live, means) = (live.lock().unwrap(), means.lock().unwrap());
+    assert_eq!(live[2], parameters(&plain.model));
+    assert_eq!(means[2], parameters(&averaged.model));
+    // It lags behind: nearer to where the training was some steps ago than where it is.
+    let distance =
+        |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f64>();
+    assert!(distance(&means[2], &live[2]) > 0.0);
+    assert!(distance(&means[2], &live[2]) < distance(&live[1], &live[2]));
+    let valid = |fitted: &Fitted<Transformer>| fitted.outcome.state.valid.unwrap().loss;
+    assert_ne!(valid(&averaged), valid(&plain));
 }
 
 /// The losses of routers are part of what is minimised: with all else equal, a larger coefficient gives the

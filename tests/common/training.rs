@@ -99,7 +99,7 @@ pub fn recorder() -> (Arc<Mutex<Vec<Record>>>, OnRecord) {
 pub fn train_losses(records: &Mutex<Vec<Record>>) -> Vec<f64> {
     let loss = |record: &Record| match *record {
         Record::Train { loss, .. } => Some(loss),
-        Record::Valid { .. } => None,
+        Record::Valid { .. } | Record::Sample { .. } => None,
     };
     records.lock().unwrap().iter().filter_map(loss).collect()
 }

@@ -5,7 +5,7 @@
 //! folder, and only then removes old checkpoints, each renamed first.
 //!
 //! ```text
-//! checkpoint/step-500/model.bpk  optimizer.bpk  schedule.bpk  state.json
+//! checkpoint/step-500/model.bpk  optimizer.bpk  schedule.bpk  [average.bpk]  state.json
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -83,6 +83,7 @@ pub enum CheckpointError {
 const MODEL: &str = "model.bpk";
 const OPTIMIZER: &str = "optimizer.bpk";
 const SCHEDULE: &str = "schedule.bpk";
+const AVERAGE: &str = "average.bpk";
 const STATE: &str = "state.json";
 const N_RECORDS: usize = 3;
 
@@ -155,9 +156,17 @@ impl Checkpoints {
         })
     }
 
-    /// The model of a checkpoint.
+    /// The model of a checkpoint that was evaluated: the mean of weights, where one was kept.
     pub fn model(&self, step: usize) -> Result<ModuleRecord, CheckpointError> {
-        self.record(step, MODEL)
+        match self.path(step).join(AVERAGE).exists() {
+            true => self.average(step),
+            false => self.record(step, MODEL),
+        }
+    }
+
+    /// The mean of weights of a checkpoint.
+    pub fn average(&self, step: usize) -> Result<ModuleRecord, CheckpointError> {
+        self.record(step, AVERAGE)
     }
 
     fn record<R: Checkpoint>(&self, step: usize, name: &str) -> Result<R, CheckpointError> {
@@ -176,7 +185,7 @@ impl Checkpoints {
     ) -> Result<RunState, CheckpointError> {
         let state = self.state(step)?;
         let (optimizer, schedule) = (self.record(step, OPTIMIZER)?, self.record(step, SCHEDULE)?);
-        let model = self.model(step)?;
+        let model: ModuleRecord = self.record(step, MODEL)?;
         // The learner's own loading panics where the record does not fit.
         let fits = learner.model().try_load_record(model.clone());
         fits.map_err(|error| CheckpointError::Damaged {
@@ -189,10 +198,18 @@ impl Checkpoints {
         Ok(state)
     }
 
-    /// Announces a checkpoint whose records the learner is about to save.
-    pub(crate) fn begin(&self, state: RunState) -> io::Result<()> {
+    /// Announces a checkpoint whose records the learner is about to save, and saves what the learner does
+    /// not know of.
+    pub(crate) fn begin(
+        &self,
+        state: RunState,
+        average: Option<ModuleRecord>,
+    ) -> Result<(), CheckpointerError> {
         let partial = self.partial(state.step);
-        fs::create_dir_all(&partial)?;
+        fs::create_dir_all(&partial).map_err(CheckpointerError::IOError)?;
+        if let Some(average) = average {
+            Checkpoint::save(average, partial.join(AVERAGE))?;
+        }
         self.pending().insert(state.step, (state, N_RECORDS));
         Ok(())
     }

@@ -9,7 +9,10 @@
 //!   strategy for burn-train's `SupervisedTraining`.
 
 pub mod adaptation;
+pub mod average;
 pub mod checkpoint;
+pub mod flops;
+pub mod history;
 mod labelled;
 mod language;
 pub mod lines;
@@ -19,6 +22,7 @@ pub mod metrics;
 pub mod objective;
 pub mod optimizer;
 pub mod parameters;
+pub mod plot;
 pub mod recipe;
 pub mod run;
 pub mod schedule;

@@ -3,11 +3,10 @@
 //! ```text
 //! config.json  model.safetensors  tokenizer.json    the model
 //! recipe.toml  summary.json                         what ran, and how it ended
-//! training/    checkpoint/  metrics.jsonl
+//! training/    checkpoint/  metrics.jsonl  loss.svg
 //! ```
 
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -30,23 +29,30 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     adaptation::{self, AdaptationError},
-    checkpoint::RunState,
+    checkpoint::{Checkpoints, RunState},
+    flops,
+    history::{self, History},
     labelled,
     lock::{FolderLock, LockError},
     memory,
-    recipe::{Recipe, RecipeError},
-    step_loop::{End, Record},
+    plot::{self, Curves},
+    recipe::{LoopConfig, Recipe, RecipeError},
+    step_loop::{End, Record, Sampler},
     task::{Data, Task},
     trainer::{Display, FitError, Session, TrainerConfig},
 };
 
 pub use crate::task::Material;
 
-const RECIPE: &str = "recipe.toml";
-const SUMMARY: &str = "summary.json";
+/// The name of a run's recipe.
+pub const RECIPE: &str = "recipe.toml";
+/// The name of a run's [`Summary`].
+pub const SUMMARY: &str = "summary.json";
 const TRAINING: &str = "training";
 const CHECKPOINTS: &str = "training/checkpoint";
-const HISTORY: &str = "training/metrics.jsonl";
+/// The name of a run's [history].
+pub const HISTORY: &str = "training/metrics.jsonl";
+const PLOT: &str = "training/loss.svg";
 /// The recipe that the last checkpoint was trained by, whatever becomes of the user's.
 const TRAINED: &str = "training/recipe.toml";
 const FINGERPRINT: &str = "training/data.json";
@@ -75,7 +81,14 @@ pub struct RunOptions {
     pub interrupter: Interrupter,
     /// The backend's name, for the summary.
     pub backend: String,
+    /// Writes a text every `sample_interval` steps.
+    pub sampler: Option<TextSampler>,
+    /// What the device could compute, in operations per second, to compare with.
+    pub peak_flops: Option<f64>,
 }
+
+/// Writes a text with a model and its tokenizer.
+pub type TextSampler = Arc<dyn Fn(&Transformer, &Tokenizer) -> Option<String> + Send + Sync>;
 
 impl RunOptions {
     /// A fresh run that shows plain lines.
@@ -86,6 +99,8 @@ impl RunOptions {
             display: Display::Lines,
             interrupter: Interrupter::new(),
             backend: backend.into(),
+            sampler: None,
+            peak_flops: None,
         }
     }
 }
@@ -180,6 +195,15 @@ pub struct Summary {
     pub parameters: usize,
     /// The recipe's seed.
     pub seed: u64,
+    /// Floating-point operations of a token's forward and backward pass, see [`flops`].
+    #[serde(default)]
+    pub flops_per_token: f64,
+    /// What the device could compute, in operations per second, where that was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak_flops: Option<f64>,
+    /// The share of it that the model's operations took.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mfu: Option<f64>,
     /// Optimiser steps.
     pub iterations: usize,
     /// The step of the model that was saved.
@@ -239,15 +263,19 @@ pub fn train(
 ) -> Result<Run, RunError> {
     let out = &options.out;
     let earlier = earlier_run(out, options.start)?;
-    let resume = options.start == Start::Resume;
     let training = out.join(TRAINING);
     let lock = match training.exists() {
         true => Some(FolderLock::acquire(&training)?),
         false => None,
     };
     let recipe_toml = recipe.to_toml()?;
-    if resume {
+    // One that was killed before its first checkpoint starts again.
+    let mut resume = false;
+    if options.start == Start::Resume {
         trained_recipe(out)?.check_resumable(recipe)?;
+        let keep = recipe.training.keep_checkpoints;
+        let checkpoints = Checkpoints::open(&out.join(CHECKPOINTS), keep);
+        resume = !checkpoints.map_err(FitError::from)?.steps().is_empty();
     }
 
     let earlier_tokenizer = match resume {
@@ -265,26 +293,35 @@ pub fn train(
     if options.start == Start::Overwrite {
         remove(&earlier)?;
     }
-    check_fingerprint(out, &task.splits, resume)?;
     let write = |name: &str, contents: String| {
         let path = out.join(name);
         files::replace_with(&path, contents).map_err(io_error(&path))
     };
-    write(directory::TOKENIZER, task.tokenizer.to_json()?)?;
+    if resume {
+        check_fingerprint(out, &task.splits)?;
+    }
+    // The recipe first: with it, a run that is killed here can be resumed.
     write(RECIPE, recipe_toml.clone())?;
     write(TRAINED, recipe_toml)?;
+    write(directory::TOKENIZER, task.tokenizer.to_json()?)?;
+    if !resume {
+        let json = serde_json::to_string_pretty(&Fingerprint::new(&task.splits)?);
+        let json = json.map_err(std::io::Error::from);
+        write(FINGERPRINT, json.map_err(io_error(&out.join(FINGERPRINT)))?)?;
+    }
 
-    let log = Mutex::new(MetricsLog {
-        path: out.join(HISTORY),
-        file: None,
-    });
+    let history = Mutex::new(History::new(out.join(HISTORY)));
     let interrupter = options.interrupter.clone();
+    let directory = out.clone();
     let on_record = move |record| {
-        let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Err(error) = log.write(record) {
-            // A history with holes is none: the last checkpoint knows where it goes on.
-            let error =
-                std::io::Error::new(error.kind(), format!("{}: {error}", log.path.display()));
+        let mut history = history.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_evaluation = matches!(record, Record::Valid { .. });
+        let written = history.write(&record).and_then(|()| match is_evaluation {
+            true => draw(&directory),
+            false => Ok(()),
+        });
+        if let Err(error) = written {
+            // A history with holes is none: the last checkpoint knows where to go on.
             interrupter.fail(CheckpointerError::IOError(error));
         }
     };
@@ -294,6 +331,12 @@ pub fn train(
         display: options.display,
         interrupter: options.interrupter,
         on_record: Arc::new(on_record),
+        sampler: options.sampler.map(|sampler| {
+            let tokenizer = task.tokenizer.clone();
+            let sampler: Sampler<Transformer> =
+                Arc::new(move |model: &Transformer| sampler(model, &tokenizer));
+            sampler
+        }),
     };
     let mut config = TrainerConfig::new(recipe);
     config.training.iterations = task.iterations(recipe);
@@ -307,7 +350,14 @@ pub fn train(
             adaptation::save(&recipe.adaptation, &model, architecture, base, &whole, out)?;
             let early = outcome.end == End::EarlyStopped;
             let config = &architecture.transformer;
-            let mut summary = summarise(recipe, config, &outcome.state, early, options.backend);
+            let mut summary = summarise(
+                recipe,
+                config,
+                &outcome.state,
+                early,
+                options.backend,
+                options.peak_flops,
+            );
             summary.expert_load = expert_load(&model, config, &task.splits.valid)?;
             if let Data::Labelled(labelled) = &task.data
                 && let Some(test) = &labelled.test
@@ -340,6 +390,7 @@ fn earlier_run(out: &Path, start: Start) -> Result<Vec<PathBuf>, RunError> {
         SUMMARY,
         CHECKPOINTS,
         HISTORY,
+        PLOT,
         TRAINED,
         FINGERPRINT,
     ];
@@ -394,57 +445,24 @@ impl Fingerprint {
     }
 }
 
-/// Writes the fingerprint of a new run's text, or refuses another text than a resumed run's.
-fn check_fingerprint(out: &Path, splits: &Splits, resume: bool) -> Result<(), RunError> {
+/// Refuses another text than that of the run.
+fn check_fingerprint(out: &Path, splits: &Splits) -> Result<(), RunError> {
     let path = out.join(FINGERPRINT);
     let found = Fingerprint::new(splits)?;
-    if resume {
-        let saved = fs::read_to_string(&path).map_err(io_error(&path))?;
-        return match serde_json::from_str::<Fingerprint>(&saved) {
-            Ok(saved) if saved == found => Ok(()),
-            _ => Err(RunError::OtherCorpus),
-        };
+    let saved = fs::read_to_string(&path).map_err(io_error(&path))?;
+    match serde_json::from_str::<Fingerprint>(&saved) {
+        Ok(saved) if saved == found => Ok(()),
+        _ => Err(RunError::OtherCorpus),
     }
-    let json = serde_json::to_string_pretty(&found).map_err(std::io::Error::from);
-    json.and_then(|json| files::replace_with(&path, json))
-        .map_err(io_error(&path))
 }
 
-/// The history of a run, one record a line. What a resumed run repeats replaces what the run before
-/// it wrote after its last checkpoint.
-struct MetricsLog {
-    path: PathBuf,
-    file: Option<fs::File>,
-}
-
-impl MetricsLog {
-    fn write(&mut self, record: Record) -> std::io::Result<()> {
-        let mut file = match self.file.take() {
-            Some(file) => file,
-            None => self.open_before(record)?,
-        };
-        writeln!(file, "{}", serde_json::to_string(&record)?)?;
-        self.file = Some(file);
-        Ok(())
-    }
-
-    /// Drops the lines that do not come before `first`.
-    fn open_before(&self, first: Record) -> std::io::Result<fs::File> {
-        let earlier = match fs::read_to_string(&self.path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
-            Err(error) => return Err(error),
-        };
-        let comes_before = |line: &&str| {
-            serde_json::from_str::<Record>(line).is_ok_and(|record| record.order() < first.order())
-        };
-        let kept: String = earlier
-            .lines()
-            .filter(comes_before)
-            .flat_map(|line| [line, "\n"])
-            .collect();
-        files::replace_with(&self.path, kept)?;
-        fs::OpenOptions::new().append(true).open(&self.path)
+/// Draws the run so far.
+fn draw(out: &Path) -> std::io::Result<()> {
+    let name = out.file_name().unwrap_or_default().to_string_lossy();
+    let records = history::read(&out.join(HISTORY))?;
+    match plot::svg(&[Curves::new(name, &records)]) {
+        Some(svg) => files::replace_with(&out.join(PLOT), svg),
+        None => Ok(()),
     }
 }
 
@@ -454,7 +472,17 @@ fn summarise(
     state: &RunState,
     early: bool,
     backend: String,
+    peak_flops: Option<f64>,
 ) -> Summary {
+    let flops_per_token = flops::per_token(config, config.context_length());
+    // Of all tokens of a step, also those of which nothing is asked.
+    let LoopConfig {
+        batch_size,
+        accumulation,
+        ..
+    } = recipe.training;
+    let n_read = state.step * batch_size * accumulation * config.context_length();
+    let flops = flops_per_token * n_read as f64 / state.training_seconds;
     let saved = if early { state.best } else { state.valid };
     Summary {
         valid_loss: saved.map_or(f64::NAN, |valid| valid.loss),
@@ -464,6 +492,9 @@ fn summarise(
         seconds: state.seconds,
         backend,
         parameters: config.n_parameters(),
+        flops_per_token,
+        peak_flops,
+        mfu: peak_flops.map(|peak| flops / peak),
         seed: recipe.seed,
         iterations: state.step,
         saved_iteration: saved.map_or(state.step, |valid| valid.step),

@@ -11,15 +11,18 @@ use std::time::Instant;
 use burn::data::dataloader::{DataLoaderIterator, Progress};
 use burn::module::{ModuleVisitor, Param};
 use burn::optim::{GradientsAccumulator, GradientsParams};
+use burn::store::ModuleRecord;
 use burn::tensor::{DType, Device, Tensor, TensorReadError};
+use burn_train::metric::store::EventStoreClient;
 use burn_train::{
     EventProcessorTraining, InferenceStep, Interrupter, Learner, LearnerEvent, LearnerModel,
-    SupervisedLearningStrategy, SupervisedTrainingEventProcessor, TrainLoader, TrainOutput,
-    TrainStep, TrainingComponents, TrainingItem, ValidLoader,
+    LearningCheckpointer, SupervisedLearningStrategy, SupervisedTrainingEventProcessor,
+    TrainLoader, TrainOutput, TrainStep, TrainingComponents, TrainingItem, ValidLoader,
 };
 use burn_zoo_data::batch::Batch;
 
 use crate::{
+    average::Average,
     checkpoint::{Checkpoints, Evaluation, RunState},
     objective::LossOutput,
     recipe::LoopConfig,
@@ -53,7 +56,7 @@ pub struct Outcome {
 }
 
 /// One line of the run's history.
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(untagged)]
 pub enum Record {
     /// A training step.
@@ -77,30 +80,43 @@ pub enum Record {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         valid_accuracy: Option<f64>,
     },
+    /// What the model writes.
+    Sample {
+        /// After how many steps.
+        step: usize,
+        /// The text.
+        sample: String,
+    },
 }
 
 impl Record {
-    /// Its place in the history: by step, training before evaluation.
-    pub(crate) fn order(&self) -> (usize, bool) {
+    /// Its place in the history: by step, training before a sample before evaluation.
+    pub(crate) fn order(&self) -> (usize, usize) {
         match *self {
-            Self::Train { step, .. } => (step, false),
-            Self::Valid { step, .. } => (step, true),
+            Self::Train { step, .. } => (step, 0),
+            Self::Sample { step, .. } => (step, 1),
+            Self::Valid { step, .. } => (step, 2),
         }
     }
 }
 
+/// Writes something with a model, if it can write.
+pub type Sampler<M> = Arc<dyn Fn(&M) -> Option<String> + Send + Sync>;
+
 /// Trains by steps. One loop serves one training.
-pub struct StepLoop {
+pub struct StepLoop<M> {
     device: Device,
     seed: u64,
     config: LoopConfig,
     start: RunState,
     checkpoints: Option<Arc<Checkpoints>>,
+    average: Option<ModuleRecord>,
+    sampler: Option<Sampler<M>>,
     on_record: Box<dyn Fn(Record) + Send + Sync>,
     outcome: Arc<Mutex<Option<Outcome>>>,
 }
 
-impl StepLoop {
+impl<M> StepLoop<M> {
     /// A loop on a device, from a state on. `on_record` is told of each step and evaluation.
     pub fn new(
         device: &Device,
@@ -116,9 +132,21 @@ impl StepLoop {
             config,
             start,
             checkpoints,
+            average: None,
+            sampler: None,
             on_record: Box::new(on_record),
             outcome: Arc::default(),
         }
+    }
+
+    /// The same loop, whose mean of weights goes on from one that was saved.
+    pub fn with_average(self, average: Option<ModuleRecord>) -> Self {
+        Self { average, ..self }
+    }
+
+    /// The same loop, which has the model write something every `sample_interval` steps.
+    pub fn with_sampler(self, sampler: Option<Sampler<M>>) -> Self {
+        Self { sampler, ..self }
     }
 
     /// Where the outcome will be once the learner returns.
@@ -129,11 +157,16 @@ impl StepLoop {
 
 /// The parts of a running loop.
 struct Running<'a, M: LearnerModel> {
-    settings: &'a StepLoop,
+    settings: &'a StepLoop<M>,
     learner: Learner<M>,
+    average: Option<Average<M>>,
+    checkpointer: Option<LearningCheckpointer<M>>,
+    store: Arc<EventStoreClient>,
     events: SupervisedTrainingEventProcessor<M>,
     interrupter: Interrupter,
     state: RunState,
+    /// The step of the last checkpoint, which may still be being written.
+    saved: Option<usize>,
     started: Instant,
     /// A step whose loss was not read yet, so that reading it does not hold up the device.
     unread: Option<Unread>,
@@ -145,7 +178,7 @@ struct Unread {
     output: LossOutput,
 }
 
-impl<M, B> SupervisedLearningStrategy<M> for StepLoop
+impl<M, B> SupervisedLearningStrategy<M> for StepLoop<M>
 where
     B: Batch,
     M: LearnerModel
@@ -160,33 +193,34 @@ where
         valid: ValidLoader<M>,
         _: usize,
     ) -> (M, SupervisedTrainingEventProcessor<M>) {
-        let device = self.device.clone().autodiff();
+        let mut device = self.device.clone().autodiff();
+        if self.config.gradient_checkpointing {
+            device = device.gradient_checkpointing();
+        }
         learner.fork(&device);
         let train = train.to_device(&device);
         let valid = valid.to_device(&self.device.clone().inner());
-        let mut checkpointer = components.checkpointer;
-        let store = components.event_store;
+        let average = self.config.ema.map(|config| {
+            let model = learner.model().valid();
+            let saved = self.average.clone();
+            let model = match saved {
+                Some(record) => model.load_record(record),
+                None => model,
+            };
+            Average::new(config, model)
+        });
         let mut running = Running {
             settings: self,
             learner,
+            average,
+            checkpointer: components.checkpointer,
+            store: components.event_store,
             events: components.event_processor,
             interrupter: components.interrupter,
             state: self.start.clone(),
+            saved: None,
             started: Instant::now(),
             unread: None,
-        };
-        let mut save = |running: &mut Running<'_, M>| {
-            if let (Some(checkpoints), Some(checkpointer)) = (&self.checkpoints, &mut checkpointer)
-            {
-                match checkpoints.begin(running.state_now()) {
-                    Ok(()) => {
-                        checkpointer.checkpoint(&running.learner, running.state.step, &store);
-                    }
-                    Err(error) => running
-                        .interrupter
-                        .fail(burn_train::checkpoint::CheckpointerError::IOError(error)),
-                }
-            }
         };
 
         let mut batches = train.iter();
@@ -203,7 +237,7 @@ where
             // Saved once evaluated, or where it is interrupted; there the update after the last loss
             // may have spoilt the parameters.
             match result {
-                Ok(()) if running.is_evaluated() => save(&mut running),
+                Ok(()) if running.is_evaluated() => running.save(),
                 Ok(()) => {}
                 Err(End::Interrupted) if !running.is_finite() => {
                     break End::NonFiniteLoss {
@@ -212,7 +246,7 @@ where
                 }
                 Err(end) => {
                     if end == End::Interrupted {
-                        save(&mut running);
+                        running.save();
                     }
                     break end;
                 }
@@ -220,7 +254,7 @@ where
         };
         drop(batches);
         // Waits for checkpoints that are still being written.
-        drop(checkpointer);
+        drop(running.checkpointer.take());
         let end = match running.interrupter.error() {
             Some(error) if !matches!(end, End::NonFiniteLoss { .. }) => {
                 End::Failed(error.to_string())
@@ -231,7 +265,11 @@ where
             state: running.state_now(),
             end,
         });
-        (running.learner.model(), running.events)
+        let model = match running.average {
+            Some(average) => average.model,
+            None => running.learner.model(),
+        };
+        (model, running.events)
     }
 }
 
@@ -260,6 +298,50 @@ where
         let (step, config) = (self.state.step, &self.settings.config);
         let is_end = step.is_multiple_of(config.eval_interval) || step >= config.iterations;
         step > 0 && is_end && !self.is_evaluated()
+    }
+
+    /// The model to evaluate, without gradients: the mean of weights, where there is one.
+    fn evaluated_model(&self) -> M {
+        match &self.average {
+            Some(average) => average.model.clone(),
+            None => self.learner.model().valid(),
+        }
+    }
+
+    fn save(&mut self) {
+        if self.saved.replace(self.state.step) == Some(self.state.step) {
+            return;
+        }
+        let state = self.state_now();
+        let (Some(checkpoints), Some(checkpointer)) =
+            (&self.settings.checkpoints, &mut self.checkpointer)
+        else {
+            return;
+        };
+        let average = self.average.as_ref();
+        match checkpoints.begin(
+            state,
+            average.map(|average| average.model.clone().into_record()),
+        ) {
+            Ok(()) => checkpointer.checkpoint(&self.learner, self.state.step, &self.store),
+            Err(error) => self.interrupter.fail(error),
+        }
+    }
+
+    /// Has the model write something.
+    fn sample(&self) {
+        let sampler = self.settings.sampler.as_ref();
+        if let Some(sample) = sampler.and_then(|sampler| sampler(&self.evaluated_model())) {
+            (self.settings.on_record)(Record::Sample {
+                step: self.state.step,
+                sample,
+            });
+        }
+    }
+
+    /// Whether something that happens every so many steps does after this one.
+    fn is_due(&self, interval: Option<usize>) -> bool {
+        interval.is_some_and(|interval| self.state.step.is_multiple_of(interval))
     }
 
     /// Which segment between evaluations the run is in, counted from 1.
@@ -309,7 +391,10 @@ where
                 TrainingItem::new(output, progress, Some(self.state.step), Some(learning_rate));
             let processed = self.events.process_train(LearnerEvent::ProcessedItem(item));
             self.interrupter.fail_on_error(processed);
-            result = self.stop_requested();
+            result = self.between_steps(&mut clock);
+            if result.is_ok() {
+                result = self.stop_requested();
+            }
         }
         let read = self.read_loss();
         let ended = self.events.process_train(LearnerEvent::EndSplit(segment));
@@ -317,6 +402,24 @@ where
         let (sum, count) = self.state.segment_losses;
         self.state.train_loss = Some(sum / count.max(1) as f64);
         read.and(result)
+    }
+
+    /// Samples and checkpoints that are due besides those of evaluations. They are not part of a step's time.
+    fn between_steps(&mut self, clock: &mut Instant) -> Result<(), End> {
+        let config = &self.settings.config;
+        let is_sampled = self.is_due(config.sample_interval);
+        let is_saved = self.is_due(config.checkpoint_interval) && !self.is_evaluation_due();
+        if is_sampled || is_saved {
+            self.read_loss()?;
+            if is_sampled {
+                self.sample();
+            }
+            if is_saved && self.is_finite() {
+                self.save();
+            }
+            *clock = Instant::now();
+        }
+        Ok(())
     }
 
     /// One optimiser step over `accumulation` batches.
@@ -344,6 +447,9 @@ where
         output.seconds = clock.elapsed().as_secs_f64();
         *clock = Instant::now();
         self.state.step += 1;
+        if let Some(average) = self.average.take() {
+            self.average = Some(average.update(&self.learner.model(), self.state.step));
+        }
         self.state.tokens += output.n_predictions;
         self.state.training_seconds += output.seconds;
         self.unread = Some(Unread {
@@ -431,7 +537,7 @@ where
         });
         self.interrupter.fail_on_error(started);
 
-        let model = self.learner.model().valid();
+        let model = self.evaluated_model();
         let (mut sum, mut correct, mut count) = (0.0, None, 0);
         let mut batches = valid.iter();
         let mut clock = Instant::now();

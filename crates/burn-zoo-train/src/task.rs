@@ -114,7 +114,7 @@ impl Task {
         model: Transformer,
         config: &TrainerConfig,
         device: &Device,
-        session: Session,
+        session: Session<Transformer>,
     ) -> Result<Fitted<Transformer>, FitError> {
         match &self.data {
             Data::Windows(windows) => {

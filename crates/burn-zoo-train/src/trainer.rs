@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 
-use burn::module::{Module, ModuleDisplay};
-use burn::tensor::Device;
+use burn::module::{Module, ModuleDisplay, ModuleMapper, Param};
+use burn::tensor::{Device, GradientCheckpointingStrategy, Tensor};
 use burn_train::metric::LearningRateMetric;
 use burn_train::renderer::{MetricsRenderer, tui::TuiMetricsRendererWrapper};
 use burn_train::{Interrupter, Learner, SupervisedTraining, TrainingStrategy};
@@ -19,7 +19,7 @@ use crate::{
     parameters::NoSuchParameter,
     recipe::{LoopConfig, Recipe},
     schedule::ScheduleConfig,
-    step_loop::{End, Outcome, Record, StepLoop},
+    step_loop::{End, Outcome, Record, Sampler, StepLoop},
     terminal,
 };
 
@@ -62,9 +62,9 @@ pub enum Display {
 /// What is told of each step and evaluation.
 pub type OnRecord = Arc<dyn Fn(Record) + Send + Sync>;
 
-/// What surrounds a training.
+/// What surrounds the training of an `M`.
 #[derive(Clone)]
-pub struct Session {
+pub struct Session<M> {
     /// Where checkpoints go. Without a folder there are none.
     pub folder: Option<PathBuf>,
     /// Continue from the newest checkpoint in the folder.
@@ -75,9 +75,11 @@ pub struct Session {
     pub interrupter: Interrupter,
     /// Is told of each step and evaluation.
     pub on_record: OnRecord,
+    /// Writes something with the model every `sample_interval` steps.
+    pub sampler: Option<Sampler<M>>,
 }
 
-impl Default for Session {
+impl<M> Default for Session<M> {
     fn default() -> Self {
         Self {
             folder: None,
@@ -85,6 +87,7 @@ impl Default for Session {
             display: Display::Silent,
             interrupter: Interrupter::new(),
             on_record: Arc::new(|_| {}),
+            sampler: None,
         }
     }
 }
@@ -138,6 +141,22 @@ pub struct Fitted<M> {
     pub outcome: Outcome,
 }
 
+/// Has what depends on parameters computed again in the backward pass, where that is cheap. Parameters keep
+/// their own strategy wherever a module is moved, so it cannot come from the device.
+struct Recomputed;
+
+impl ModuleMapper for Recomputed {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        param.map(|tensor| {
+            let is_trained = tensor.is_require_grad();
+            tensor
+                .detach()
+                .with_gradient_checkpointing_strategy(GradientCheckpointingStrategy::Balanced)
+                .set_require_grad(is_trained)
+        })
+    }
+}
+
 /// Trains `model` to an objective through burn-train's learner.
 ///
 /// ```
@@ -173,7 +192,7 @@ pub fn fit<M, O>(
     data: &dyn TrainingData<O::Batch>,
     config: &TrainerConfig,
     device: &Device,
-    session: Session,
+    session: Session<M>,
 ) -> Result<Fitted<M>, FitError>
 where
     M: Module + ModuleDisplay + 'static,
@@ -184,7 +203,10 @@ where
         clip_norm: config.optimizer.clip_norm,
         label_smoothing: training.label_smoothing,
     };
-    let trainee = Trainee::new(model, objective, step);
+    let mut trainee = Trainee::new(model, objective, step);
+    if training.gradient_checkpointing {
+        trainee = trainee.map(&mut Recomputed);
+    }
     let optimizer = config.optimizer.init(&trainee)?;
     let schedule = config
         .schedule
@@ -213,6 +235,11 @@ where
         }
     };
 
+    let average = match (&checkpoints, training.ema) {
+        (Some(checkpoints), Some(_)) if start.step > 0 => Some(checkpoints.average(start.step)?),
+        _ => None,
+    };
+
     let steps = start.step..training.iterations.max(start.step);
     let train = Prefetch::new(data.train(steps, device));
     let valid = Prefetch::new(data.valid(device));
@@ -238,7 +265,13 @@ where
         start,
         checkpoints.clone(),
         move |record| on_record(record),
-    );
+    )
+    .with_average(average)
+    .with_sampler(session.sampler.map(|sampler| {
+        let sampler: Sampler<Trainee<M, O>> =
+            Arc::new(move |trainee: &Trainee<M, O>| sampler(&trainee.model));
+        sampler
+    }));
     let outcome = strategy.outcome();
     let mut supervised = SupervisedTraining::new(
         session.folder.unwrap_or_default(),

@@ -8,6 +8,8 @@ mod eval;
 mod forward;
 mod generate;
 mod models;
+mod runs;
+mod sweep;
 mod train;
 
 use std::error::Error;
@@ -34,6 +36,10 @@ enum Command {
     /// Collect, clean, tokenise and pack text.
     #[command(subcommand)]
     Data(data::Command),
+    /// Train a recipe with several values of its keys, and rank them.
+    Sweep(sweep::Arguments),
+    /// Compare runs in a table and one picture.
+    Runs(runs::Arguments),
     /// Continue a text with a trained model.
     Generate(generate::Arguments),
     /// List the models of the zoo with their sizes, or draw one.
@@ -70,12 +76,14 @@ pub fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .init();
     // A run goes on when nobody reads its progress any more.
-    if !matches!(arguments.command, Command::Train(_)) {
+    if !matches!(arguments.command, Command::Train(_) | Command::Sweep(_)) {
         end_when_unread();
     }
     let result = match arguments.command {
         Command::Train(arguments) => train::run(&arguments),
         Command::Data(command) => data::run(&command),
+        Command::Sweep(arguments) => sweep::run(&arguments),
+        Command::Runs(arguments) => runs::run(&arguments),
         Command::Generate(arguments) => generate::run(&arguments),
         Command::Embed(arguments) => embed::run(&arguments),
         Command::Eval(command) => eval::run(&command),

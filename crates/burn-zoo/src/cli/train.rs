@@ -3,18 +3,20 @@
 use std::io::{IsTerminal, Write, stderr, stdout};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::{
     OWN_RECIPE, OWN_TEXT,
-    data::corpus::read_text,
+    data::{corpus::read_text, tokenizer::Tokenizer},
     infer::{
         generate::{Marks, Writer},
         sampling::SamplingConfig,
     },
+    nn::Transformer,
     train::{
-        Interrupter, Recipe,
+        Interrupter, Recipe, flops,
         recipe::ModelConfig,
-        run::{self, Material, Run, RunOptions, Start, Summary},
+        run::{self, Material, Run, RunOptions, Start, Summary, TextSampler},
         trainer::Display,
     },
 };
@@ -76,19 +78,7 @@ struct Report<'a> {
 
 pub fn run(arguments: &Arguments) -> Result<End> {
     let recipe = read_recipe(arguments)?;
-    let corpus = recipe.data.corpus.as_deref();
-    let text = match (recipe.objective.labels(), corpus) {
-        (Some(_), _) => None,
-        (None, Some(path)) => Some(read_text(path)?),
-        (None, None) => Some(OWN_TEXT.to_owned()),
-    };
-    let material = match (&text, corpus) {
-        (Some(text), _) => Material::Text(text),
-        (None, Some(path)) => Material::Tables(path),
-        (None, None) => {
-            return Err("labels are learned from tables: give them with --corpus".into());
-        }
-    };
+    let corpus = Corpus::of(&recipe)?;
     let found = arguments.backend.find()?;
     let out = match &arguments.out {
         Some(out) => out.clone(),
@@ -107,8 +97,10 @@ pub fn run(arguments: &Arguments) -> Result<End> {
         },
         interrupter: stop_on_signals()?,
         backend: found.name,
+        sampler: corpus.text().map(|text| sampler(text, recipe.seed)),
+        peak_flops: Some(flops::measured_peak(&found.device)),
     };
-    let run = run::train(&recipe, material, &found.device, options)?;
+    let run = run::train(&recipe, corpus.material(), &found.device, options)?;
     let Some(summary) = &run.summary else {
         eprintln!(
             "stopped after step {}; continue with: burn-zoo train --resume --out {}",
@@ -118,7 +110,7 @@ pub fn run(arguments: &Arguments) -> Result<End> {
         return Ok(End::Interrupted);
     };
     end_when_unread();
-    let samples = match &text {
+    let samples = match corpus.text() {
         Some(text) if recipe.objective.continues_text() => write_samples(&run, text, recipe.seed)?,
         _ => Vec::new(),
     };
@@ -132,6 +124,40 @@ pub fn run(arguments: &Arguments) -> Result<End> {
         print(summary, &samples, &out);
     }
     Ok(End::Done)
+}
+
+/// What a recipe learns from.
+pub(super) enum Corpus {
+    Text(String),
+    Tables(PathBuf),
+}
+
+impl Corpus {
+    /// Reads the text, or finds the tables, that a recipe names; without any, the text is the zoo's own source.
+    pub(super) fn of(recipe: &Recipe) -> Result<Self> {
+        Ok(match (recipe.objective.labels(), &recipe.data.corpus) {
+            (None, Some(path)) => Self::Text(read_text(path)?),
+            (None, None) => Self::Text(OWN_TEXT.to_owned()),
+            (Some(_), Some(path)) => Self::Tables(path.clone()),
+            (Some(_), None) => {
+                return Err("labels are learned from tables: give them with --corpus".into());
+            }
+        })
+    }
+
+    pub(super) fn material(&self) -> Material<'_> {
+        match self {
+            Self::Text(text) => Material::Text(text),
+            Self::Tables(path) => Material::Tables(path),
+        }
+    }
+
+    fn text(&self) -> Option<&str> {
+        match self {
+            Self::Text(text) => Some(text),
+            Self::Tables(_) => None,
+        }
+    }
 }
 
 fn read_recipe(arguments: &Arguments) -> Result<Recipe> {
@@ -177,7 +203,7 @@ fn free_directory(recipe: Option<&Path>) -> PathBuf {
 }
 
 /// The first Ctrl-C or SIGTERM stops after the step, the second at once.
-fn stop_on_signals() -> Result<Interrupter> {
+pub(super) fn stop_on_signals() -> Result<Interrupter> {
     let interrupter = Interrupter::new();
     let handle = interrupter.clone();
     ctrlc::set_handler(move || {
@@ -196,29 +222,53 @@ fn stop_on_signals() -> Result<Interrupter> {
     Ok(interrupter)
 }
 
-/// Texts that start where a line does, or else as the corpus starts.
+/// The texts that a finished model writes. One that sees both ways writes none.
 fn write_samples(run: &Run, corpus: &str, seed: u64) -> Result<Vec<String>> {
+    if !run.model.is_decoder() {
+        return Ok(Vec::new());
+    }
+    let prompt = first_prompt(corpus);
+    let sample = |index| write(&run.model, &run.tokenizer, prompt, seed.wrapping_add(index));
+    (0..SAMPLES).map(sample).collect()
+}
+
+/// Writes a text on the way, which is shown where it is not across the screen.
+fn sampler(corpus: &str, seed: u64) -> TextSampler {
+    let prompt = first_prompt(corpus).to_owned();
+    Arc::new(move |model, tokenizer| {
+        let sample = model
+            .is_decoder()
+            .then(|| write(model, tokenizer, &prompt, seed));
+        let sample = sample?.unwrap_or_else(|error| error.to_string());
+        if !stdout().is_terminal() {
+            let _ = writeln!(stderr(), "--- sample ---\n{}\n---", sample.trim());
+        }
+        Some(sample)
+    })
+}
+
+/// Where a line starts, or else how the corpus starts.
+fn first_prompt(corpus: &str) -> &str {
+    match corpus.contains('\n') {
+        true => "\n",
+        false => &corpus[..corpus.chars().next().map_or(0, char::len_utf8)],
+    }
+}
+
+fn write(model: &Transformer, tokenizer: &Tokenizer, prompt: &str, seed: u64) -> Result<String> {
     let sampling = SamplingConfig {
         temperature: 0.8,
         top_k: Some(50),
         ..SamplingConfig::default()
     };
-    let prompt = match corpus.contains('\n') {
-        true => "\n",
-        false => &corpus[..corpus.chars().next().map_or(0, char::len_utf8)],
+    let quietly = |_: &str| ControlFlow::Continue(());
+    let writer = Writer {
+        model,
+        tokenizer,
+        marks: Marks::default(),
     };
-    let sample = |index: u64| {
-        let quietly = |_: &str| ControlFlow::Continue(());
-        let writer = Writer {
-            model: &run.model,
-            tokenizer: &run.tokenizer,
-            marks: Marks::default(),
-        };
-        let (seed, sampling) = (seed.wrapping_add(index), sampling.clone());
-        let (_, text) = writer.continue_text(prompt, SAMPLE_TOKENS, sampling, seed, quietly)?;
-        Ok(text)
-    };
-    (0..SAMPLES).map(sample).collect()
+    let (_, text) = writer.continue_text(prompt, SAMPLE_TOKENS, sampling, seed, quietly)?;
+    Ok(text)
 }
 
 fn print(summary: &Summary, samples: &[String], out: &Path) {
@@ -247,6 +297,13 @@ fn print(summary: &Summary, samples: &[String], out: &Path) {
     }
     println!("training loss     {:.4}", summary.train_loss);
     println!("tokens per second {:.0}", summary.tokens_per_second);
+    if let (Some(mfu), Some(peak)) = (summary.mfu, summary.peak_flops) {
+        println!(
+            "utilisation       {:.1} % of the {:.0} GFLOP/s of a matrix product",
+            100.0 * mfu,
+            peak / 1e9
+        );
+    }
     println!("parameters        {}", summary.parameters);
     if let Some(loads) = &summary.expert_load {
         for (index, load) in loads.iter().enumerate() {
