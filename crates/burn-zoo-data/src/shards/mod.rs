@@ -8,6 +8,7 @@
 //!   order, each as a position among the tokens of the split.
 //! - `index.json`: the [`Index`], written last. A folder without it is not finished.
 
+pub mod nanogpt;
 mod read;
 mod shuffle;
 mod split;
