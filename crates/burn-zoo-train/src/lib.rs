@@ -11,6 +11,7 @@
 pub mod adaptation;
 pub mod checkpoint;
 mod labelled;
+mod language;
 pub mod lines;
 pub mod lock;
 pub mod memory;
