@@ -748,7 +748,8 @@ mod tests {
         let refusal = refusal.unwrap_err().to_string();
         for expected in [
             "`seed` was 1337, now 8",
-            "`objective` was \"causal_lm\", now \"prefix_lm\"",
+            "`objective.causal_lm.documents` was \"attend\", now not there",
+            "`objective.prefix_lm` was not there",
             "`optimizer.learning_rate` was 0.001, now 0.01",
             "`optimizer.clip_norm` was not there, now 1.0",
         ] {
