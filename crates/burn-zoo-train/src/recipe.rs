@@ -18,13 +18,16 @@ use burn_zoo_nn::{ConfigError, linear::LoraConfig};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::{optimizer::OptimizerConfig, schedule::ScheduleConfig};
+use crate::{average::AverageConfig, optimizer::OptimizerConfig, schedule::ScheduleConfig};
 
 /// What may differ when a run is resumed.
-const MAY_CHANGE: [&str; 6] = [
+const MAY_CHANGE: [&str; 9] = [
     "data.corpus",
     "loop.iterations",
+    "loop.gradient_checkpointing",
     "loop.eval_interval",
+    "loop.checkpoint_interval",
+    "loop.sample_interval",
     "loop.log_interval",
     "loop.keep_checkpoints",
     "loop.early_stopping",
@@ -426,9 +429,21 @@ pub struct LoopConfig {
     /// How much of each target's probability is spread over all classes in training.
     #[serde(default)]
     pub label_smoothing: f32,
+    /// Whether memory-bound operations are computed again in the backward pass instead of kept.
+    #[serde(default)]
+    pub gradient_checkpointing: bool,
+    /// The mean of weights over the training, which is then what is evaluated and saved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ema: Option<AverageConfig>,
     /// Steps between evaluations of the whole validation split, each followed by a checkpoint.
     #[serde(default = "default_eval_interval")]
     pub eval_interval: usize,
+    /// Steps between checkpoints besides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint_interval: Option<usize>,
+    /// Steps between texts that the model writes on the way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sample_interval: Option<usize>,
     /// Steps between lines of progress where there is no terminal.
     #[serde(default = "default_log_interval")]
     pub log_interval: usize,
@@ -450,7 +465,11 @@ impl LoopConfig {
             batch_size,
             accumulation: one(),
             label_smoothing: 0.0,
+            gradient_checkpointing: false,
+            ema: None,
             eval_interval: default_eval_interval(),
+            checkpoint_interval: None,
+            sample_interval: None,
             log_interval: default_log_interval(),
             keep_checkpoints: default_keep_checkpoints(),
             early_stopping: None,
@@ -562,8 +581,18 @@ impl Recipe {
             ("keep_checkpoints", self.training.keep_checkpoints),
         ];
         let patience = self.training.early_stopping.as_ref();
-        let patience = patience.map(|stop| ("early_stopping.patience", stop.patience));
-        for (key, value) in loop_sizes.into_iter().chain(patience) {
+        let optional = [
+            (
+                "early_stopping.patience",
+                patience.map(|stop| stop.patience),
+            ),
+            ("checkpoint_interval", self.training.checkpoint_interval),
+            ("sample_interval", self.training.sample_interval),
+        ];
+        let optional = optional
+            .into_iter()
+            .filter_map(|(key, value)| Some((key, value?)));
+        for (key, value) in loop_sizes.into_iter().chain(optional) {
             if value == 0 {
                 let problem = "must be at least 1, got 0";
                 return Err(RecipeError::key(format!("loop.{key}"), problem));
@@ -582,6 +611,8 @@ impl Recipe {
             named("adaptation.lora", lora.config().validate())?;
         }
         named("optimizer", self.optimizer.validate())?;
+        let ema = self.training.ema;
+        named("loop.ema", ema.map_or(Ok(()), |ema| ema.validate()))?;
         named(
             "schedule",
             self.schedule.validate(self.optimizer.learning_rate),
