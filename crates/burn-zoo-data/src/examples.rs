@@ -123,6 +123,32 @@ impl ExampleBatch {
             share: 1.0,
         }
     }
+
+    /// Its first rows, which ask for `n_asked` labels.
+    pub fn first(self, rows: usize, n_asked: usize) -> Self {
+        let row = |tensor: Tensor<1, Int>| tensor.narrow(0, 0, rows);
+        Self {
+            inputs: Inputs {
+                visible: self
+                    .inputs
+                    .visible
+                    .map(|visible| visible.narrow(0, 0, rows)),
+                segments: self
+                    .inputs
+                    .segments
+                    .map(|segments| segments.narrow(0, 0, rows)),
+                ..self.inputs.tokens.narrow(0, 0, rows).into()
+            },
+            targets: match self.targets {
+                Targets::Classes(classes) => Targets::Classes(row(classes)),
+                Targets::Numbers(numbers) => Targets::Numbers(numbers.narrow(0, 0, rows)),
+                Targets::Tokens(classes) => Targets::Tokens(classes.narrow(0, 0, rows)),
+                Targets::Spans(first, last) => Targets::Spans(row(first), row(last)),
+            },
+            n_asked,
+            share: self.share,
+        }
+    }
 }
 
 impl Example {

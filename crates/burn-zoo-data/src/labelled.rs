@@ -215,17 +215,22 @@ impl Tables {
         valid_fraction: f64,
     ) -> Result<Self, LabelledError> {
         let rows = |path: &Path| labels.rows(path, format);
-        let (mut train, mut valid, test) = if path.is_dir() {
-            let named = |names: &[&str]| table_called(path, names);
-            let train =
-                named(&["train"])?.ok_or_else(|| LabelledError::NoTraining(path.to_owned()))?;
-            let optional =
-                |names: &[&str]| named(names)?.map_or(Ok(Vec::new()), |path| rows(&path));
-            let valid = optional(&["dev", "valid", "validation", "val"])?;
-            (rows(&train)?, valid, optional(&["test"])?)
+        let (mut train, mut valid, mut test) = (Vec::new(), Vec::new(), Vec::new());
+        if path.is_dir() {
+            for (split, names) in [
+                (&mut train, &["train"][..]),
+                (&mut valid, &["dev", "valid", "validation", "val"]),
+                (&mut test, &["test"]),
+            ] {
+                if let Some(path) = table_called(path, names)? {
+                    *split = rows(&path)?;
+                } else if names.contains(&"train") {
+                    return Err(LabelledError::NoTraining(path.to_owned()));
+                }
+            }
         } else {
-            (rows(path)?, Vec::new(), Vec::new())
-        };
+            train = rows(path)?;
+        }
         if valid.is_empty() {
             (valid, train) = train
                 .into_iter()

@@ -16,7 +16,7 @@ use burn_zoo_nn::{ConfigError, Transformer};
 
 use crate::{
     objective::{Labelling, StepConfig, Trainee},
-    recipe::Recipe,
+    recipe::{Recipe, RecipeError},
     run::RunError,
     task::{Data, Task},
     trainer::FitError,
@@ -59,7 +59,16 @@ pub(crate) fn prepare(
     let max_length = recipe.data.max_length.unwrap_or(longest);
     if max_length > longest {
         let problem = format!("must be at most the model's {longest}, got {max_length}");
-        return Err(RunError::Data(ConfigError::new("max_length", problem)));
+        return Err(RecipeError::key("data.max_length", problem).into());
+    }
+    if let Labels::Answer(columns) = labels
+        && columns.overlap >= max_length / 2
+    {
+        let problem = format!(
+            "must be less than half of the {max_length} tokens of a text, got {}",
+            columns.overlap
+        );
+        return Err(RecipeError::key("objective.span_extraction.overlap", problem).into());
     }
     let encode = |rows| labels.examples(rows, &names, &tokenizer, max_length);
     let examples = Examples {

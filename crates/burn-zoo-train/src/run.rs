@@ -140,9 +140,6 @@ pub enum RunError {
     /// The tokenizer fails.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
-    /// A key of `data` does not fit.
-    #[error("recipe key `data.{}`: {}", .0.field, .0.problem)]
-    Data(ConfigError),
     /// The objective learns from something else.
     #[error("the recipe's objective learns from {0}: give it with --corpus")]
     Material(&'static str),

@@ -49,9 +49,15 @@ impl Objective<Transformer> for Labelling {
                     Some(hidden) => logits.mask_fill(hidden, -1e4),
                     None => logits,
                 };
-                let first = choice(masked(starts), first, None, smoothing);
-                let last = choice(masked(ends), last, None, smoothing);
-                Loss::new((first.mean + last.mean) / 2.0)
+                let (starts, ends) = (masked(starts), masked(ends));
+                let right =
+                    is_right(starts.clone(), first.clone()) * is_right(ends.clone(), last.clone());
+                let loss = cross_entropy(starts, first, None, smoothing)
+                    + cross_entropy(ends, last, None, smoothing);
+                Loss {
+                    n_correct: Some(right.sum()),
+                    ..Loss::new(loss / 2.0)
+                }
             }
             (head, targets) => panic!("a head that gives {head:?} cannot be asked for {targets:?}"),
         };
@@ -71,14 +77,14 @@ fn choice(
     smoothing: f32,
 ) -> Loss {
     Loss {
-        n_correct: Some(n_correct(logits.clone(), classes.clone())),
+        n_correct: Some(is_right(logits.clone(), classes.clone()).sum()),
         ..Loss::new(cross_entropy(logits, classes, n_asked, smoothing))
     }
 }
 
-/// How many rows of `[rows, n_labels]` are largest at their class, `[1]`.
-fn n_correct(logits: Tensor<2>, classes: Tensor<1, Int>) -> Tensor<1> {
+/// 1 for each row of `[rows, n_labels]` that is largest at its class, 0 for the others: `[rows]`.
+fn is_right(logits: Tensor<2>, classes: Tensor<1, Int>) -> Tensor<1> {
     let [rows, _] = logits.dims();
     let best = logits.detach().argmax(1).reshape([rows]);
-    best.equal(classes).float().cast(DType::F32).sum()
+    best.equal(classes).float().cast(DType::F32)
 }

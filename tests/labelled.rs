@@ -1,0 +1,496 @@
+//! Fine-tuning on labels: every kind of label, every adaptation, and tables that cannot be used.
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::tensor::{Device, Int, Tensor};
+use burn_train::TrainStep;
+use burn_zoo::{
+    data::{
+        batch::{Batch, TrainingData},
+        examples::{Example, ExampleBatch, Examples, Target},
+        tokenizer::{Tokenizer, TokenizerConfig},
+    },
+    models::{
+        adapter,
+        directory::{self, TOKENIZER},
+        family::{Architecture, Task},
+    },
+    nn::{Transformer, init},
+    train::{
+        Recipe,
+        objective::{Labelling, StepConfig, Trainee},
+        run::{Material, Run, RunOptions, train},
+        trainer::Display,
+    },
+};
+use common::{assert_close, devices, processor, values};
+use proptest::prelude::*;
+
+const WORDS: [&str; 8] = [
+    "good", "fine", "great", "nice", "bad", "poor", "dull", "sad",
+];
+
+/// A small model of a family, without a head, and a tokenizer of words.
+fn base(folder: &Path, model_type: &str) -> PathBuf {
+    let base = folder.join(format!("base-{model_type}"));
+    let config = TokenizerConfig::WordPiece {
+        vocab_size: 120,
+        lowercase: true,
+    };
+    let text = format!("the film is {} a b c d e f g\n", WORDS.join(" ")).repeat(20);
+    let tokenizer = Tokenizer::train(&config, &text).unwrap();
+    let json = match model_type {
+        "bert" => serde_json::json!({
+            "model_type": "bert", "architectures": ["BertModel"], "num_hidden_layers": 2, "hidden_size": 16,
+            "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 24,
+            "hidden_dropout_prob": 0.0, "vocab_size": tokenizer.vocab_size(), "pad_token_id": 0,
+        }),
+        "gpt2" => serde_json::json!({
+            "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_layer": 2, "n_embd": 16,
+            "n_head": 2, "n_positions": 24, "vocab_size": tokenizer.vocab_size(),
+            "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
+        }),
+        other => panic!("{other}"),
+    };
+    let serde_json::Value::Object(json) = json else {
+        unreachable!()
+    };
+    let architecture = Architecture::from_json(json).unwrap();
+    init::seed(3);
+    let model = architecture.transformer.init(&processor());
+    directory::save(&model, &architecture, &base).unwrap();
+    fs::write(base.join(TOKENIZER), tokenizer.to_json().unwrap()).unwrap();
+    base
+}
+
+/// Rows whose label follows from one word.
+fn rows(count: usize, row: impl Fn(&str, bool, usize) -> String) -> String {
+    let all = (0..count).map(|number| {
+        let word = number * 7 % WORDS.len();
+        row(WORDS[word], word < 4, number)
+    });
+    all.map(|row| row + "\n").collect()
+}
+
+fn tables(folder: &Path, name: &str, row: impl Fn(&str, bool, usize) -> String + Copy) -> PathBuf {
+    let tables = folder.join("tables");
+    fs::create_dir_all(&tables).unwrap();
+    let extension = name.rsplit('.').next().unwrap();
+    let header = name.strip_suffix(&format!(".{extension}"));
+    for (split, count) in [("train", 64), ("dev", 16), ("test", 16)] {
+        let header = header.filter(|header| !header.is_empty());
+        let header = header.map_or(String::new(), |header| format!("{header}\n"));
+        let text = header + &rows(count, row);
+        fs::write(tables.join(format!("{split}.{extension}")), text).unwrap();
+    }
+    tables
+}
+
+fn recipe(base: &Path, objective: &str, overrides: &[(&str, &str)]) -> Recipe {
+    let text = format!(
+        "seed = 1\nobjective = {objective}\n[model]\npath = {base:?}\n[optimizer]\nlearning_rate = 5e-3\n\
+         [schedule.constant]\n[loop]\nepochs = 12\nbatch_size = 8\neval_interval = 48\n"
+    );
+    let overrides: Vec<(String, String)> = overrides
+        .iter()
+        .map(|&(key, value)| (key.to_owned(), value.to_owned()))
+        .collect();
+    Recipe::parse(&text, &overrides).unwrap()
+}
+
+fn run(recipe: &Recipe, tables: &Path, out: &Path) -> Run {
+    let options = RunOptions {
+        display: Display::Silent,
+        ..RunOptions::new(out, "flex")
+    };
+    let material = Material::Tables(tables);
+    train(recipe, material, &processor(), options).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn refusal(recipe: &Recipe, tables: &Path) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let options = RunOptions {
+        display: Display::Silent,
+        ..RunOptions::new(folder.path().join("run"), "flex")
+    };
+    let result = train(recipe, Material::Tables(tables), &processor(), options);
+    match result {
+        Ok(_) => panic!("what cannot be used was used"),
+        Err(error) => error.to_string(),
+    }
+}
+
+const CLASSES: &str = "{ classification = { text = \"text\", label = \"label\" } }";
+
+#[test]
+fn a_class_is_learned_by_encoders_and_decoders() {
+    let folder = tempfile::tempdir().unwrap();
+    let tables = tables(folder.path(), "text,label.csv", |word, is_good, number| {
+        // Of different lengths, so that batches are padded.
+        let rest = " a b c".repeat(number % 3);
+        format!(
+            "the film is {word}{rest},{}",
+            if is_good { "yes" } else { "no" }
+        )
+    });
+    for family in ["bert", "gpt2"] {
+        let base = base(folder.path(), family);
+        let out = folder.path().join(format!("run-{family}"));
+        let run = run(&recipe(&base, CLASSES, &[]), &tables, &out);
+        let summary = run.summary.unwrap();
+        assert_eq!(summary.iterations, 12 * 64 / 8);
+        assert_eq!(summary.test_accuracy, Some(1.0), "{family}");
+        assert_eq!(summary.valid_accuracy, Some(1.0), "{family}");
+        let (_, architecture) = directory::load(&out, &processor()).unwrap();
+        assert_eq!(architecture.labels(), ["no", "yes"]);
+        let class = &architecture.common().architectures.unwrap()[0];
+        assert!(class.ends_with("ForSequenceClassification"), "{class}");
+    }
+}
+
+#[test]
+fn numbers_tags_and_answers_are_learned() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = base(folder.path(), "bert");
+    let good = |is_good| if is_good { 1.0 } else { -1.0 };
+
+    let numbers = tables(folder.path(), ".jsonl", |word, is_good, _| {
+        let row = serde_json::json!({ "a": format!("the film is {word}"), "b": "a b", "n": good(is_good) });
+        row.to_string()
+    });
+    let objective = "{ regression = { text = \"a\", second = \"b\", label = \"n\" } }";
+    let summary = run(
+        &recipe(&base, objective, &[]),
+        &numbers,
+        &folder.path().join("numbers"),
+    );
+    let summary = summary.summary.unwrap();
+    assert!(summary.test_loss.unwrap() < 0.1, "{summary:?}");
+    assert_eq!(summary.test_accuracy, None);
+
+    let tags = tables(folder.path(), ".jsonl", |word, is_good, _| {
+        let tag = if is_good { "GOOD" } else { "BAD" };
+        serde_json::json!({ "words": ["the", word, "film"], "tags": ["O", tag, "O"] }).to_string()
+    });
+    let objective = "{ token_classification = { words = \"words\", tags = \"tags\" } }";
+    let summary = run(
+        &recipe(&base, objective, &[]),
+        &tags,
+        &folder.path().join("tags"),
+    );
+    assert_eq!(summary.summary.unwrap().test_accuracy, Some(1.0));
+
+    // The answer is the word of praise or blame, anywhere in the text.
+    let answers = tables(folder.path(), ".jsonl", |word, _, number| {
+        let before = ["a", "b c", "d e f"][number % 3];
+        let context = format!("{before} {word} g");
+        serde_json::json!({ "q": "the film", "context": context, "answer": word, "at": before.len() + 1 })
+            .to_string()
+    });
+    let objective = "{ span_extraction = { question = \"q\", context = \"context\", answer = \"answer\", \
+                     start = \"at\", overlap = 4 } }";
+    let run = run(
+        &recipe(&base, objective, &[]),
+        &answers,
+        &folder.path().join("answers"),
+    );
+    let accuracy = run.summary.unwrap().test_accuracy.unwrap();
+    assert!(accuracy > 0.9, "{accuracy}");
+}
+
+/// Parameters by path.
+fn parameters(model: &Transformer) -> std::collections::BTreeMap<String, Vec<f64>> {
+    struct Collect(Vec<String>, std::collections::BTreeMap<String, Vec<f64>>);
+    impl ModuleVisitor for Collect {
+        fn enter_module(&mut self, name: &str, _: &str) {
+            self.0.push(name.to_owned());
+        }
+        fn exit_module(&mut self, _: &str, _: &str) {
+            self.0.pop();
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            self.1.insert(self.0.join("."), values(param.val().inner()));
+        }
+    }
+    let mut collect = Collect(Vec::new(), std::collections::BTreeMap::new());
+    model.visit(&mut collect);
+    collect.1
+}
+
+#[test]
+fn an_adaptation_changes_what_it_says_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = base(folder.path(), "bert");
+    let tables = tables(folder.path(), "text,label.csv", |word, is_good, _| {
+        format!("the film is {word},{is_good}")
+    });
+    let (before, _) = directory::load(&base, &processor()).unwrap();
+    let before = parameters(&before);
+    let lora = "{ lora = { rank = 4, alpha = 8.0, dropout = 0.1, targets = [\"query\", \"feed_forward.*\"] } }";
+    type Learns = fn(&str) -> bool;
+    let cases: [(&str, Learns); 3] = [
+        ("head", |path| path.starts_with("head")),
+        ("{ frozen = [\"embedding.*\", \"blocks.0.*\"] }", |path| {
+            !path.starts_with("embedding") && !path.contains("blocks.0.")
+        }),
+        (lora, |path| {
+            path.starts_with("head") || path.contains(".lora.")
+        }),
+    ];
+    for (adaptation, learns) in cases {
+        let out = tempfile::tempdir().unwrap();
+        let out = out.path().join("run");
+        let recipe = recipe(
+            &base,
+            CLASSES,
+            &[("adaptation", adaptation), ("loop.epochs", "4")],
+        );
+        let run = run(&recipe, &tables, &out);
+        let (loaded, architecture) = directory::load(&out, &processor()).unwrap();
+        let after = parameters(&loaded);
+        // What was saved is what was trained.
+        assert_eq!(after, parameters(&run.model));
+        for (path, values) in &before {
+            assert_eq!(&after[path] != values, learns(path), "{adaptation}: {path}");
+        }
+        let is_adapter = adaptation == lora;
+        assert_eq!(adapter::is_there(&out), is_adapter);
+        assert_eq!(out.join(directory::WEIGHTS).exists(), !is_adapter);
+        if is_adapter {
+            // Merged it gives the same outputs.
+            let inputs = Tensor::<2, Int>::from_data([[2, 9, 7, 3]], &processor());
+            let logits = |model: &Transformer| match model.outputs(inputs.clone()).head {
+                burn_zoo::nn::head::HeadOutput::Sequence(logits) => values(logits),
+                other => panic!("{other:?}"),
+            };
+            let mut merged = loaded.clone();
+            adapter::merge(&mut merged);
+            assert_close(&logits(&merged), &logits(&loaded), 1e-5, "merged");
+            directory::save(&merged, &architecture, &out.join("merged")).unwrap();
+        }
+    }
+}
+
+#[test]
+fn tables_and_targets_that_do_not_fit_are_refused_with_the_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = base(folder.path(), "bert");
+    let good = tables(folder.path(), "text,label.csv", |word, is_good, _| {
+        format!("the film is {word},{is_good}")
+    });
+    let recipe = |objective: &str, overrides: &[(&str, &str)]| recipe(&base, objective, overrides);
+    for (objective, overrides, wanted) in [
+        (
+            "{ classification = { text = \"txt\", label = \"label\" } }",
+            &[][..],
+            "train.csv:1: no column \"txt\"; there are text, label",
+        ),
+        (
+            "{ classification = { text = \"text\", label = \"label\", labels = [\"true\", \"maybe\"] } }",
+            &[],
+            "train.csv:2: unknown label \"false\", expected one of true, maybe",
+        ),
+        (
+            "{ regression = { text = \"text\", label = \"label\" } }",
+            &[],
+            "column \"label\" must be a number, got \"true\"",
+        ),
+        (
+            CLASSES,
+            &[("data.max_length", "99")],
+            "`data.max_length`: must be at most the model's 24",
+        ),
+        (
+            CLASSES,
+            &[(
+                "adaptation",
+                "{ lora = { rank = 2, alpha = 2.0, targets = [\"wq\"] } }",
+            )],
+            "the target `wq` matches no linear layer",
+        ),
+        (
+            CLASSES,
+            &[("adaptation", "{ frozen = [\"nothing.*\"] }")],
+            "matches no parameter",
+        ),
+    ] {
+        let refusal = refusal(&recipe(objective, overrides), &good);
+        assert!(refusal.contains(wanted), "{refusal}");
+    }
+    // A row that lacks a column, refused or left out.
+    let path = good.join("train.csv");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(
+        &path,
+        text.replacen("the film is good,true", "the film is good", 1),
+    )
+    .unwrap();
+    let refused = refusal(&recipe(CLASSES, &[]), &good);
+    assert!(
+        refused.contains("train.csv:1") && refused.contains("bad_rows"),
+        "{refused}"
+    );
+    let skipping = recipe(CLASSES, &[("data.bad_rows", "skip"), ("loop.epochs", "1")]);
+    run(&skipping, &good, &folder.path().join("skipping"));
+    fs::write(&path, "text,label\n").unwrap();
+    assert!(refusal(&recipe(CLASSES, &[]), &good).contains("the training split"));
+    fs::remove_file(&path).unwrap();
+    assert!(refusal(&recipe(CLASSES, &[]), &good).contains("has no file called train"));
+
+    // A tokenizer with more tokens than the model.
+    let other = folder.path().join("other.json");
+    let config = TokenizerConfig::Bpe {
+        vocab_size: 300,
+        special_tokens: Vec::new(),
+    };
+    let tokenizer = Tokenizer::train(&config, &"the film ".repeat(50)).unwrap();
+    fs::write(&other, tokenizer.to_json().unwrap()).unwrap();
+    fs::write(&path, text).unwrap();
+    let tokenizer = format!("{{ file = {{ path = {other:?} }} }}");
+    let refused = refusal(&recipe(CLASSES, &[("tokenizer", &tokenizer)]), &good);
+    assert!(
+        refused.contains("`model.path`: has") && refused.contains("but the tokenizer"),
+        "{refused}"
+    );
+}
+
+fn example(length: usize, target: Target) -> Example {
+    Example {
+        tokens: (0..length as u32).map(|token| 1 + token * 5 % 9).collect(),
+        segments: vec![0; length],
+        target,
+    }
+}
+
+/// Gradients and loss of a batch whose rows are padded with `more` tokens beyond the longest.
+fn learned(device: &Device, task: Task, examples: &[Example], more: usize) -> (Vec<f64>, f64) {
+    let json = serde_json::json!({
+        "model_type": "bert", "num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2,
+        "intermediate_size": 12, "max_position_embeddings": 24, "hidden_dropout_prob": 0.0,
+        "vocab_size": 11, "pad_token_id": 0, "num_labels": 3,
+    });
+    let serde_json::Value::Object(json) = json else {
+        unreachable!()
+    };
+    let labels = ["a", "b", "c"].map(str::to_owned);
+    let n_labels = if matches!(examples[0].target, Target::Number(_)) {
+        1
+    } else {
+        3
+    };
+    let architecture = Architecture::from_json(json).unwrap();
+    let architecture = architecture.with_task(task, &labels[..n_labels]).unwrap();
+    init::seed(2);
+    let model = architecture.transformer.init(device);
+    let trainee = Trainee::new(model, Labelling, StepConfig::default());
+    let device = device.clone().autodiff();
+    let trainee = trainee.fork(&device);
+    let references: Vec<&Example> = examples.iter().collect();
+    let mut batch = ExampleBatch::new(&references, 0, &device);
+    if more > 0 {
+        // A row beyond the longest makes the padding; it is dropped again.
+        let longest = examples
+            .iter()
+            .map(|example| example.tokens.len())
+            .max()
+            .unwrap();
+        let target = match &examples[0].target {
+            Target::Tokens(_) => Target::Tokens(vec![-1; longest + more]),
+            target => target.clone(),
+        };
+        let long = example(longest + more, target);
+        let padded: Vec<&Example> = examples.iter().chain([&long]).collect();
+        let n_asked = batch.n_asked;
+        batch = ExampleBatch::new(&padded, 0, &device);
+        batch = batch.first(examples.len(), n_asked);
+    }
+    let output = TrainStep::step(&trainee, batch);
+    struct Collect<'a>(&'a burn::optim::GradientsParams, Vec<f64>);
+    impl ModuleVisitor for Collect<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if let Some(gradient) = self.0.get::<D>(param.id) {
+                self.1.extend(values(gradient));
+            }
+        }
+    }
+    let mut collect = Collect(&output.grads, Vec::new());
+    trainee.visit(&mut collect);
+    (collect.1, output.item.facts().unwrap().loss)
+}
+
+#[test]
+fn padding_changes_neither_loss_nor_gradients() {
+    let of = |kind: usize, length: usize, number: usize| {
+        let target = match kind {
+            0 => Target::Class(number % 3),
+            1 => Target::Number(number as f32 - 1.0),
+            2 => Target::Tokens((0..length as i32).map(|token| token % 4 - 1).collect()),
+            _ => Target::Span(0, length - 1),
+        };
+        example(length, target)
+    };
+    for found in devices() {
+        for (kind, task) in [
+            (0, Task::Sequence),
+            (1, Task::Sequence),
+            (2, Task::Token),
+            (3, Task::Span),
+        ] {
+            let examples: Vec<Example> = [5, 3, 4]
+                .into_iter()
+                .zip(0..)
+                .map(|(l, n)| of(kind, l, n))
+                .collect();
+            let (expected, loss) = learned(&found.device, task, &examples, 0);
+            let (found_gradients, padded) = learned(&found.device, task, &examples, 5);
+            assert!(
+                (loss - padded).abs() < 1e-6,
+                "{}: {loss} {padded}",
+                found.name
+            );
+            assert_close(&found_gradients, &expected, 1e-5, &found.name);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    /// Each pass takes every example once, in an order of its own, and a step finds its batches without the
+    /// steps before it.
+    #[test]
+    fn a_pass_takes_every_example_once(
+        count in 1..40usize, batch_size in 1..9usize, accumulation in 1..3usize, seed in 0..9u64,
+    ) {
+        let all: Vec<Example> = (0..count)
+            .map(|number| Example { tokens: vec![number as u32], segments: vec![0], target: Target::Class(0) })
+            .collect();
+        let examples = Examples {
+            train: all.clone().into(), valid: all.into(), batch_size, accumulation, padding: 0, seed,
+        };
+        let device = processor();
+        let per_epoch = examples.batches_per_epoch();
+        let steps = examples.steps(2 * accumulation);
+        let read = |batch: ExampleBatch| {
+            let n = batch.n_predictions();
+            let tokens = batch.inputs.tokens.into_data().iter::<i64>().collect::<Vec<_>>();
+            assert_eq!(tokens.len(), n);
+            tokens
+        };
+        let loader = examples.train(0..steps, &device);
+        let batches: Vec<Vec<i64>> = loader.iter().map(|batch| read(batch.unwrap())).collect();
+        prop_assert_eq!(batches.len(), steps * accumulation);
+        for pass in batches.chunks_exact(per_epoch) {
+            let mut seen: Vec<i64> = pass.iter().flatten().copied().collect();
+            seen.sort_unstable();
+            prop_assert_eq!(seen, (0..count as i64).collect::<Vec<_>>());
+        }
+        let last = examples.train(steps - 1..steps, &device);
+        let again: Vec<Vec<i64>> = last.iter().map(|batch| read(batch.unwrap())).collect();
+        prop_assert_eq!(&again[..], &batches[batches.len() - accumulation..]);
+    }
+}
