@@ -36,11 +36,16 @@ pub use repetition::RepetitionConfig;
 pub use report::{Example, Report, StepReport, Tally};
 
 use crate::document::Document;
+use crate::markup::{html::html_to_text, wikitext::wikitext_to_prose};
 
 /// One step of cleaning. A document that a step leaves without text is dropped.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Step {
+    /// Takes the text out of HTML.
+    Html,
+    /// Takes the prose out of the markup of Wikipedia.
+    Wikitext,
     /// Brings text into a normal form of Unicode, and line ends into `\n` with the invisible
     /// characters.
     Unicode {
@@ -103,6 +108,8 @@ impl Step {
     /// Its name in a recipe.
     pub fn name(&self) -> &'static str {
         match self {
+            Self::Html => "html",
+            Self::Wikitext => "wikitext",
             Self::Unicode { .. } => "unicode",
             Self::Lowercase => "lowercase",
             Self::StopWords { .. } => "stop_words",
@@ -297,6 +304,8 @@ type Compiled = Box<dyn Fn(&str) -> Outcome + Send + Sync>;
 /// Nothing for the steps that compare documents.
 fn compile(step: &Step) -> Result<Option<Compiled>, (&'static str, Problem)> {
     let compiled: Compiled = match step.clone() {
+        Step::Html => Box::new(|text| Outcome::changed(text, html_to_text(text))),
+        Step::Wikitext => Box::new(|text| Outcome::changed(text, wikitext_to_prose(text))),
         Step::Unicode {
             form,
             remove_invisible,
@@ -472,7 +481,7 @@ mod tests {
     #[test]
     fn a_recipe_leaves_out_what_is_the_default() {
         let written = r#"[
-            {"unicode": {}}, "lowercase", {"stop_words": {"language": "en"}},
+            "html", "wikitext", {"unicode": {}}, "lowercase", {"stop_words": {"language": "en"}},
             {"language": {"keep": ["en"]}}, {"length": {"min_words": 3}}, {"gopher": {}},
             {"gopher_repetition": {"duplicate_lines": 0.5}}, {"contamination": {"files": []}},
             "exact_duplicates", {"near_duplicates": {"bands": 20}}
@@ -482,12 +491,12 @@ mod tests {
             form: Form::Nfc,
             remove_invisible: true,
         };
-        assert_eq!(steps[0], unicode);
+        assert_eq!(steps[2], unicode);
         let near = MinHashConfig {
             bands: 20,
             ..MinHashConfig::default()
         };
-        assert_eq!(steps[9], Step::NearDuplicates(near));
+        assert_eq!(steps[11], Step::NearDuplicates(near));
         let json = serde_json::to_value(&steps).unwrap();
         for (step, json) in steps.iter().zip(json.as_array().unwrap()) {
             let name = json
@@ -603,6 +612,19 @@ mod tests {
         );
         assert_eq!(report.steps[0].examples[0].why, "no text is left");
         assert_eq!(report.steps[2].examples[0].origin, "corpus.txt:3");
+    }
+
+    #[test]
+    fn markup_is_taken_off() {
+        let clean = |step: Step, text: &str| {
+            let cleaner = Cleaner::new(&[step]).unwrap();
+            cleaner.clean(documents([text.to_owned()]), &mut Report::default())
+        };
+        let html = clean(Step::Html, "<p>A <b>cat</b> &amp; a dog</p>");
+        assert_eq!(html[0].text.trim(), "A cat & a dog");
+        let wikitext = clean(Step::Wikitext, "A '''[[Cat|cat]]''' and a [[dog]].");
+        assert_eq!(wikitext[0].text.trim(), "A cat and a dog.");
+        assert!(clean(Step::Html, "<script>x</script>").is_empty());
     }
 
     #[test]
