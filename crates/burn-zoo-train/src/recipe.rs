@@ -9,7 +9,10 @@ use burn_zoo_nn::ConfigError;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::{average::AverageConfig, optimizer::OptimizerConfig, schedule::ScheduleConfig};
+use crate::{
+    average::AverageConfig, optimizer::OptimizerConfig, precision::Precision,
+    schedule::ScheduleConfig,
+};
 
 /// What makes a recipe unusable.
 #[derive(Debug, thiserror::Error)]
@@ -246,6 +249,9 @@ pub struct LoopConfig {
     /// How much of each target's probability is spread over all classes in training.
     #[serde(default)]
     pub label_smoothing: f32,
+    /// What a step computes in.
+    #[serde(default)]
+    pub precision: Precision,
     /// Whether memory-bound operations are computed again in the backward pass instead of kept.
     #[serde(default)]
     pub gradient_checkpointing: bool,
@@ -281,6 +287,7 @@ impl LoopConfig {
             batch_size,
             accumulation: one(),
             label_smoothing: 0.0,
+            precision: Precision::F32,
             gradient_checkpointing: false,
             ema: None,
             eval_interval: default_eval_interval(),
