@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::{Int, Tensor};
-use burn_train::TrainStep;
+use burn_train::{Interrupter, TrainStep};
 use burn_zoo::{
     data::{
         batch::TrainingData,
@@ -23,8 +23,9 @@ use burn_zoo::{
         Recipe,
         average::AverageConfig,
         checkpoint::Checkpoints,
-        objective::LanguageModeling,
+        objective::{LanguageModeling, Scaled, StepConfig, Trainee},
         optimizer::{OptimizerConfig, clip_by_global_norm},
+        precision::{LossScale, Precision},
         recipe::EarlyStopping,
         run::{Material, RunOptions, train},
         step_loop::{End, Record, Sampler},
@@ -380,6 +381,99 @@ fn gradient_checkpointing_learns_the_same() {
         train_losses(&records)
     };
     assert_close(&losses(true), &losses(false), 1e-6, "checkpointed");
+}
+
+/// In half precision, a training goes nearly the same way, resumes exactly, and is refused where the backend
+/// does not compute in it.
+#[test]
+fn half_precision_learns_nearly_the_same() {
+    let (splits, vocab_size) = own_tokens();
+    for found in devices() {
+        let losses = |precision| {
+            let mut config = config(20);
+            config.training.precision = precision;
+            config.training.eval_interval = 7;
+            let folder = tempfile::tempdir().unwrap();
+            let (records, on_record) = recorder();
+            // As a whole, and broken off after the first evaluation.
+            let mut all = Vec::new();
+            for stops in [&[20][..], &[7, 20]] {
+                let folder = folder.path().join(stops.len().to_string());
+                for (index, &iterations) in stops.iter().enumerate() {
+                    let interrupter = Interrupter::new();
+                    let (handle, record) = (interrupter.clone(), on_record.clone());
+                    let session = Session {
+                        folder: Some(folder.clone()),
+                        resume: index > 0,
+                        interrupter,
+                        on_record: Arc::new(move |event| {
+                            if matches!(event, Record::Valid { step, .. } if step == iterations) {
+                                handle.stop(None);
+                            }
+                            record(event);
+                        }),
+                        ..Session::default()
+                    };
+                    let model = model(&MODEL, vocab_size, &found.device);
+                    let windows = windows(&splits, &config);
+                    fit(
+                        model,
+                        LanguageModeling,
+                        &windows,
+                        &config,
+                        &found.device,
+                        session,
+                    )?;
+                }
+                all.push(train_losses(&records));
+                records.lock().unwrap().clear();
+            }
+            assert_eq!(all[0], all[1], "{precision:?} resumed on {}", found.name);
+            Ok::<_, FitError>(all.remove(0))
+        };
+        let full = losses(Precision::F32).unwrap();
+        for (precision, tolerance) in [(Precision::Bf16, 2e-2), (Precision::F16, 3e-3)] {
+            match (losses(precision), precision.check(&found.device)) {
+                (Ok(half), Ok(())) => {
+                    assert_ne!(half, full);
+                    assert_close(&half, &full, tolerance, &format!("{precision:?}"));
+                }
+                (Err(error), Err(refusal)) => assert_eq!(error.to_string(), refusal.to_string()),
+                (_, check) => panic!("{precision:?} on {}: {check:?}", found.name),
+            }
+        }
+    }
+}
+
+/// Gradients that overflow leave the model as it is, and the scale halves.
+#[test]
+fn an_overflowing_step_is_left_out() {
+    let device = processor().autodiff();
+    let step = StepConfig {
+        precision: Precision::F16,
+        ..StepConfig::default()
+    };
+    let mut trainee = Trainee::new(model(&MODEL, 11, &device), LanguageModeling, step);
+    let mut optimizer = OptimizerConfig::new(0.01).init(&trainee).unwrap();
+    let inputs = Tensor::<2, Int>::ones([2, MODEL.context_length], &device);
+    let batch = TokenBatch::new(inputs.clone(), inputs * 3, None);
+    let mut moved = Vec::new();
+    for factor in [f32::MAX / 4.0, 1024.0] {
+        trainee = trainee.with_loss_scale(Some(LossScale { factor, steps: 5 }));
+        let before = parameters(&trainee);
+        let output = TrainStep::step(&trainee, batch.clone());
+        trainee = trainee.optimize(&mut optimizer, 0.01.into(), output.grads);
+        moved.push(parameters(&trainee) != before);
+        let expected = match moved.len() {
+            1 => LossScale {
+                factor: factor / 2.0,
+                steps: 0,
+            },
+            _ => LossScale { factor, steps: 6 },
+        };
+        assert_eq!(trainee.loss_scale(), Some(expected));
+    }
+    assert_eq!(moved, [false, true]);
 }
 
 /// With a mean of weights, the mean is what is evaluated, sampled from and returned, and training itself is

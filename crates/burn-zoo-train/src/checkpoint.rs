@@ -23,6 +23,8 @@ use burn_train::{Learner, LearnerModel};
 use burn_zoo_models::files;
 use serde::{Deserialize, Serialize};
 
+use crate::precision::LossScale;
+
 /// Where a run stands. Together with the records and the recipe it decides everything that follows:
 /// the data order and dropout are functions of the seed and the step.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -45,6 +47,9 @@ pub struct RunState {
     pub training_seconds: f64,
     /// Seconds spent in all.
     pub seconds: f64,
+    /// What losses are scaled by, in half precision.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<LossScale>,
 }
 
 /// A validation loss and when it was measured.

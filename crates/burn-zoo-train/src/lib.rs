@@ -23,6 +23,7 @@ pub mod objective;
 pub mod optimizer;
 pub mod parameters;
 pub mod plot;
+pub mod precision;
 pub mod recipe;
 pub mod run;
 pub mod schedule;

@@ -556,6 +556,15 @@ pub fn clip_by_global_norm<M: Module>(
     grads: GradientsParams,
     max_norm: f32,
 ) -> GradientsParams {
+    let Some(norm) = global_norm(module, &grads) else {
+        return grads;
+    };
+    let factor = (norm + 1e-6).recip().mul_scalar(max_norm).clamp_max(1.0);
+    scale_gradients(module, grads, factor)
+}
+
+/// The norm of all gradients together, `[1]`; none when there are none.
+pub(crate) fn global_norm<M: Module>(module: &M, grads: &GradientsParams) -> Option<Tensor<1>> {
     struct SquaredNorm<'a> {
         grads: &'a GradientsParams,
         sum: Option<Tensor<1>>,
@@ -571,6 +580,17 @@ pub fn clip_by_global_norm<M: Module>(
             }
         }
     }
+    let mut norm = SquaredNorm { grads, sum: None };
+    module.visit(&mut norm);
+    norm.sum.map(Tensor::sqrt)
+}
+
+/// Multiplies all gradients by a factor `[1]`.
+pub(crate) fn scale_gradients<M: Module>(
+    module: &M,
+    grads: GradientsParams,
+    factor: Tensor<1>,
+) -> GradientsParams {
     struct Scale {
         grads: GradientsParams,
         factor: Tensor<1>,
@@ -583,17 +603,6 @@ pub fn clip_by_global_norm<M: Module>(
             }
         }
     }
-
-    let mut norm = SquaredNorm {
-        grads: &grads,
-        sum: None,
-    };
-    module.visit(&mut norm);
-    let Some(sum) = norm.sum else { return grads };
-    let factor = (sum.sqrt() + 1e-6)
-        .recip()
-        .mul_scalar(max_norm)
-        .clamp_max(1.0);
     let mut scale = Scale { grads, factor };
     module.visit(&mut scale);
     scale.grads

@@ -18,7 +18,10 @@ use burn_zoo_nn::{ConfigError, linear::LoraConfig};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::{average::AverageConfig, optimizer::OptimizerConfig, schedule::ScheduleConfig};
+use crate::{
+    average::AverageConfig, optimizer::OptimizerConfig, precision::Precision,
+    schedule::ScheduleConfig,
+};
 
 /// What may differ when a run is resumed.
 const MAY_CHANGE: [&str; 9] = [
@@ -429,6 +432,9 @@ pub struct LoopConfig {
     /// How much of each target's probability is spread over all classes in training.
     #[serde(default)]
     pub label_smoothing: f32,
+    /// What a step computes in.
+    #[serde(default)]
+    pub precision: Precision,
     /// Whether memory-bound operations are computed again in the backward pass instead of kept.
     #[serde(default)]
     pub gradient_checkpointing: bool,
@@ -465,6 +471,7 @@ impl LoopConfig {
             batch_size,
             accumulation: one(),
             label_smoothing: 0.0,
+            precision: Precision::F32,
             gradient_checkpointing: false,
             ema: None,
             eval_interval: default_eval_interval(),

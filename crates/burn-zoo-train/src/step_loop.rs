@@ -24,7 +24,7 @@ use burn_zoo_data::batch::Batch;
 use crate::{
     average::Average,
     checkpoint::{Checkpoints, Evaluation, RunState},
-    objective::LossOutput,
+    objective::{LossOutput, Scaled},
     recipe::LoopConfig,
 };
 
@@ -182,6 +182,7 @@ impl<M, B> SupervisedLearningStrategy<M> for StepLoop<M>
 where
     B: Batch,
     M: LearnerModel
+        + Scaled
         + TrainStep<Input = B, Output = LossOutput>
         + InferenceStep<Input = B, Output = LossOutput>,
 {
@@ -277,12 +278,14 @@ impl<M, B> Running<'_, M>
 where
     B: Batch,
     M: LearnerModel
+        + Scaled
         + TrainStep<Input = B, Output = LossOutput>
         + InferenceStep<Input = B, Output = LossOutput>,
 {
     fn state_now(&self) -> RunState {
         RunState {
             seconds: self.settings.start.seconds + self.started.elapsed().as_secs_f64(),
+            loss_scale: self.learner.model().loss_scale(),
             ..self.state.clone()
         }
     }

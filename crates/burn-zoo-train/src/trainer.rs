@@ -17,6 +17,7 @@ use crate::{
     objective::{Objective, StepConfig, Trainee},
     optimizer::OptimizerConfig,
     parameters::NoSuchParameter,
+    precision::Unsupported,
     recipe::{LoopConfig, Recipe},
     schedule::ScheduleConfig,
     step_loop::{End, Outcome, Record, Sampler, StepLoop},
@@ -98,6 +99,9 @@ pub enum FitError {
     /// A checkpoint cannot be opened or read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// The device does not compute in the precision that is asked for.
+    #[error(transparent)]
+    Precision(#[from] Unsupported),
     /// A pattern of the optimiser means no parameter.
     #[error("recipe key `optimizer`: {0}")]
     Parameters(#[from] NoSuchParameter),
@@ -202,8 +206,22 @@ where
     let step = StepConfig {
         clip_norm: config.optimizer.clip_norm,
         label_smoothing: training.label_smoothing,
+        precision: training.precision,
     };
+    training.precision.check(device)?;
+    let checkpoints = match &session.folder {
+        Some(folder) => Some(Checkpoints::open(
+            &folder.join("checkpoint"),
+            training.keep_checkpoints,
+        )?),
+        None => None,
+    };
+    let newest = checkpoints.as_ref().and_then(|all| all.steps().pop_last());
+
     let mut trainee = Trainee::new(model, objective, step);
+    if let (true, Some(checkpoints), Some(step)) = (session.resume, &checkpoints, newest) {
+        trainee = trainee.with_loss_scale(checkpoints.state(step)?.loss_scale);
+    }
     if training.gradient_checkpointing {
         trainee = trainee.map(&mut Recomputed);
     }
@@ -213,15 +231,6 @@ where
         .init(config.optimizer.learning_rate, training.iterations);
     let schedule = config.optimizer.learning_rates(schedule, &trainee)?;
     let mut learner = Learner::new(trainee, optimizer, schedule);
-
-    let checkpoints = match &session.folder {
-        Some(folder) => Some(Checkpoints::open(
-            &folder.join("checkpoint"),
-            training.keep_checkpoints,
-        )?),
-        None => None,
-    };
-    let newest = checkpoints.as_ref().and_then(|all| all.steps().pop_last());
     let start = match (session.resume, &checkpoints, newest) {
         (false, Some(_), Some(_)) => {
             let folder = session.folder.unwrap_or_default();

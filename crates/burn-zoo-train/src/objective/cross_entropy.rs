@@ -1,6 +1,6 @@
 //! The loss of every choice between classes.
 
-use burn::tensor::{Int, Tensor, activation};
+use burn::tensor::{FloatDType, Int, Tensor, activation};
 
 /// The mean of `-log p(class)` in nats: logits `[rows, n_classes]` and classes `[rows]` to `[1]`. With
 /// `n_asked`, classes below 0 do not count, and so many do; 0 when none does.
@@ -13,7 +13,8 @@ pub fn cross_entropy(
     smoothing: f32,
 ) -> Tensor<1> {
     let [rows, _] = logits.dims();
-    let log_probabilities = activation::log_softmax(logits, 1);
+    // In 16 bits, a sum over a vocabulary keeps hardly a digit.
+    let log_probabilities = activation::log_softmax(logits.cast(FloatDType::F32), 1);
     let classes = classes.reshape([rows, 1]);
     let index = match n_asked {
         None => classes.clone(),

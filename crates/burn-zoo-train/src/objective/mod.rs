@@ -17,7 +17,10 @@ use burn::tensor::{DType, ExecutionError, Tensor, TensorReadError};
 use burn_train::{InferenceStep, ItemLazy, TrainOutput, TrainStep};
 use burn_zoo_data::batch::Batch;
 
-use crate::optimizer::clip_by_global_norm;
+use crate::{
+    optimizer::{clip_by_global_norm, global_norm, scale_gradients},
+    precision::{LossScale, Precision},
+};
 
 pub use cross_entropy::cross_entropy;
 pub use labels::Labelling;
@@ -46,6 +49,15 @@ pub struct Loss {
 }
 
 impl Loss {
+    fn in_32_bits(self) -> Self {
+        let cast = |tensor: Tensor<1>| tensor.cast(DType::F32);
+        Self {
+            mean: cast(self.mean),
+            auxiliary: self.auxiliary.map(cast),
+            n_correct: self.n_correct.map(cast),
+        }
+    }
+
     /// A mean loss `[1]` alone.
     pub fn new(mean: Tensor<1>) -> Self {
         Self {
@@ -63,6 +75,8 @@ pub struct StepConfig {
     pub clip_norm: Option<f32>,
     /// How much of each target's probability is spread over all classes.
     pub label_smoothing: f32,
+    /// What the forward and backward pass compute in.
+    pub precision: Precision,
 }
 
 /// A model that learns an objective.
@@ -74,6 +88,8 @@ pub struct Trainee<M: Module, O> {
     objective: O,
     #[module(skip)]
     config: StepConfig,
+    #[module(skip)]
+    loss_scale: Option<LossScale>,
 }
 
 impl<M: Module, O> Trainee<M, O> {
@@ -83,15 +99,40 @@ impl<M: Module, O> Trainee<M, O> {
             model: model.train(),
             objective,
             config,
+            loss_scale: config.precision.loss_scale(),
         }
+    }
+
+    /// The same, whose losses are scaled as they were in a run that is resumed.
+    pub fn with_loss_scale(self, loss_scale: Option<LossScale>) -> Self {
+        Self { loss_scale, ..self }
+    }
+}
+
+/// A model whose losses may be scaled.
+pub trait Scaled {
+    /// What they are multiplied by now.
+    fn loss_scale(&self) -> Option<LossScale>;
+}
+
+impl<M: Module, O> Scaled for Trainee<M, O> {
+    fn loss_scale(&self) -> Option<LossScale> {
+        self.loss_scale
     }
 }
 
 impl<M: Module, O: Objective<M>> Trainee<M, O> {
     /// The loss of a batch, as training has it.
     pub fn loss(&self, batch: &O::Batch) -> Loss {
-        let smoothing = self.config.label_smoothing;
-        self.objective.loss(&self.model, batch, smoothing)
+        let StepConfig {
+            label_smoothing,
+            precision,
+            ..
+        } = self.config;
+        let model = precision.cast(&self.model);
+        self.objective
+            .loss(&model, batch, label_smoothing)
+            .in_32_bits()
     }
 }
 
@@ -115,15 +156,31 @@ where
             1.0 => total,
             share => total * share,
         };
+        let total = match self.loss_scale {
+            Some(scale) => total * scale.factor,
+            None => total,
+        };
         TrainOutput::new(self, total.backward(), output)
     }
 
     fn optimize(
-        self,
+        mut self,
         optimizer: &mut ModuleOptimizer,
         learning_rate: ModuleLearningRate,
-        grads: GradientsParams,
+        mut grads: GradientsParams,
     ) -> Self {
+        if let Some(scale) = self.loss_scale
+            && let Some(norm) = global_norm(&self, &grads)
+        {
+            let read = norm.clone().try_into_scalar::<f32>();
+            let is_finite = read.is_ok_and(f32::is_finite);
+            self.loss_scale = Some(scale.after(is_finite));
+            if !is_finite {
+                return self;
+            }
+            let factor = norm.zeros_like() + 1.0 / scale.factor;
+            grads = scale_gradients(&self, grads, factor);
+        }
         let grads = match self.config.clip_norm {
             Some(max_norm) => clip_by_global_norm(&self, grads, max_norm),
             None => grads,
