@@ -318,12 +318,11 @@ fn write_tasks(folder: &Path) -> Vec<&'static str> {
         ),
         (
             "lettered",
-            format!(
-                "output_type: multiple_choice\nfewshot_config:\n  sampler: first_n\n\
-                 fewshot_delimiter: \"\\n\"\ndoc_to_text: |\n  {{{{question}}}}\n  {{% for c in choices %}}\
-                 {{{{'ABC'[loop.index0]}}}}. {{{{c}}}}\n  {{% endfor %}}\ndoc_to_target: \"{{{{label}}}}\"\n\
+            "output_type: multiple_choice\nfewshot_config:\n  sampler: first_n\n\
+                 fewshot_delimiter: \"\\n\"\ndoc_to_text: |\n  {{question}}\n  {% for c in choices %}\
+                 {{'ABC'[loop.index0]}}. {{c}}\n  {% endfor %}\ndoc_to_target: \"{{label}}\"\n\
                  doc_to_choice: [A, B, C]\ntarget_delimiter: \"\"\ntag: x\nmetadata:\n  version: 1\n"
-            ),
+            .to_owned(),
         ),
         (
             "likelihood",

@@ -47,8 +47,8 @@ pub enum Targets {
     Numbers(Tensor<1>),
     /// A class for each token, `[batch, seq]`, or [`NOT_ASKED`].
     Tokens(Tensor<2, Int>),
-    /// The first and the last token of each answer, both `[batch]`.
-    Spans(Tensor<1, Int>, Tensor<1, Int>),
+    /// The first and the last token of each answer, `[batch, 2]`.
+    Spans(Tensor<2, Int>),
 }
 
 /// Labelled sequences on a device.
@@ -126,7 +126,6 @@ impl ExampleBatch {
 
     /// Its first rows, which ask for `n_asked` labels.
     pub fn first(self, rows: usize, n_asked: usize) -> Self {
-        let row = |tensor: Tensor<1, Int>| tensor.narrow(0, 0, rows);
         Self {
             inputs: Inputs {
                 visible: self
@@ -140,10 +139,10 @@ impl ExampleBatch {
                 ..self.inputs.tokens.narrow(0, 0, rows).into()
             },
             targets: match self.targets {
-                Targets::Classes(classes) => Targets::Classes(row(classes)),
+                Targets::Classes(classes) => Targets::Classes(classes.narrow(0, 0, rows)),
                 Targets::Numbers(numbers) => Targets::Numbers(numbers.narrow(0, 0, rows)),
                 Targets::Tokens(classes) => Targets::Tokens(classes.narrow(0, 0, rows)),
-                Targets::Spans(first, last) => Targets::Spans(row(first), row(last)),
+                Targets::Spans(ends) => Targets::Spans(ends.narrow(0, 0, rows)),
             },
             n_asked,
             share: self.share,
@@ -198,14 +197,13 @@ fn targets(
             NOT_ASKED,
         )),
         Target::Span(..) => {
-            let end = |last: bool| {
-                each(&move |target| match *target {
-                    Target::Span(first, _) if !last => first as i32,
-                    Target::Span(_, end) => end as i32,
-                    _ => mixed(),
-                })
-            };
-            Targets::Spans(end(false), end(true))
+            let ends = examples.iter().flat_map(|example| match example.target {
+                Target::Span(first, last) => [first as i32, last as i32],
+                _ => mixed(),
+            });
+            let ends: Vec<i32> = ends.collect();
+            let shape = [examples.len(), 2];
+            Targets::Spans(Tensor::from_data(TensorData::new(ends, shape), device))
         }
     }
 }

@@ -54,10 +54,10 @@ impl Task {
         let mut endings = CLASS_ENDINGS.into_iter();
         let stem = endings.find_map(|(ending, _)| class.strip_suffix(ending));
         // Where several classes have the task, the last is the plain one.
-        let own = CLASS_ENDINGS
+        let mut own = CLASS_ENDINGS
             .into_iter()
             .filter(|(_, task)| *task == Some(self));
-        let ending = own.last().map_or("Model", |(ending, _)| ending);
+        let ending = own.next_back().map_or("Model", |(ending, _)| ending);
         match Self::from_class(class) {
             Ok(task) if task == self => class.to_owned(),
             _ => format!("{}{ending}", stem.unwrap_or(class)),

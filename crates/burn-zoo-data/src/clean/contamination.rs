@@ -99,7 +99,11 @@ mod tests {
     fn files_that_cannot_be_compared_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("evaluation.txt");
-        let problem = |file: &PathBuf| Contamination::new(&[file.clone()], 13).err().unwrap();
+        let problem = |file: &PathBuf| {
+            Contamination::new(std::slice::from_ref(file), 13)
+                .err()
+                .unwrap()
+        };
         assert!(problem(&file).to_string().starts_with("cannot read"));
         fs::write(&file, "only four words here").unwrap();
         let shown = problem(&file).to_string();

@@ -200,7 +200,7 @@ mod tests {
             (0.95, 0.9999),
         ];
         for (similarity, probability) in stated {
-            let tolerance = if probability < 0.01 || probability > 0.99 {
+            let tolerance = if !(0.01..=0.99).contains(&probability) {
                 1e-4
             } else {
                 6e-3

@@ -60,8 +60,9 @@ mod tests {
         std::fs::write(&path, lines.join("\n")).unwrap();
         let source = SourceConfig::new(path.display().to_string())
             .with_format(crate::sources::Format::Lines);
-        let train =
-            |bytes| train_tokenizer(&TokenizerConfig::Char, &[source.clone()], bytes).unwrap();
+        let train = |bytes| {
+            train_tokenizer(&TokenizerConfig::Char, std::slice::from_ref(&source), bytes).unwrap()
+        };
         assert_eq!(train(1 << 20).vocab_size(), 2001);
         let some = train(2000).vocab_size();
         // Four bytes a line, and from all over the file.

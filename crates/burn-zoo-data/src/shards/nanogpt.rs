@@ -30,7 +30,8 @@ pub fn export(shards: &Shards, folder: &Path) -> Result<(), ShardError> {
         let written = files::replace(&path, |file| {
             let (mut ids, mut bytes) = (Vec::new(), Vec::new());
             for start in (0..tokens.len()).step_by(STEP) {
-                (ids.clear(), bytes.clear());
+                ids.clear();
+                bytes.clear();
                 let end = tokens.len().min(start + STEP);
                 refused = tokens.read(start..end, &mut ids);
                 if refused.is_err() {

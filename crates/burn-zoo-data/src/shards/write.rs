@@ -66,7 +66,7 @@ impl ShardBuilder {
     /// Appends to the last document.
     pub(super) fn extend(&mut self, split: Split, tokens: &[u32]) -> Result<(), ShardError> {
         let is_beyond = |token: &u32| *token as usize >= self.vocab_size;
-        if let Some(place) = tokens.iter().position(|token| is_beyond(token)) {
+        if let Some(place) = tokens.iter().position(is_beyond) {
             return Err(ShardError::BeyondVocabulary {
                 path: PathBuf::from(split.name()),
                 position: self.n_tokens(split) as usize + place,

@@ -116,6 +116,9 @@ fn zip_of(files: &[(&str, &[u8])]) -> Vec<u8> {
     writer.finish().unwrap().into_inner()
 }
 
+/// Puts bytes into a compressed member.
+type Compress = fn(&[u8]) -> Vec<u8>;
+
 #[test]
 fn folders_and_patterns_are_listed_in_order() {
     let folder = Folder::new();
@@ -151,7 +154,7 @@ fn folders_and_patterns_are_listed_in_order() {
 fn every_compression_reads_all_its_members() {
     let folder = Folder::new();
     let (first, second) = ("one\ntwo\n".as_bytes(), "three\nfour".as_bytes());
-    let members: [(&str, fn(&[u8]) -> Vec<u8>); 3] = [
+    let members: [(&str, Compress); 3] = [
         ("a.txt.gz", gzip),
         ("a.txt.bz2", bzip2),
         ("a.txt.zst", zstd),
@@ -247,7 +250,7 @@ fn compressed_files_cut_short_are_noticed() {
     let lines: String = (0..20_000)
         .map(|line| format!("line {}\n", line * 7919))
         .collect();
-    let members: [(&str, fn(&[u8]) -> Vec<u8>); 3] = [
+    let members: [(&str, Compress); 3] = [
         ("a.txt.gz", gzip),
         ("a.txt.bz2", bzip2),
         ("a.txt.zst", zstd),

@@ -123,7 +123,7 @@ impl Cut {
                 let is_blank = |byte: &u8| matches!(byte, b' ' | b'\n' | b'\t' | b'\r');
                 let bytes = text.as_bytes();
                 let blanks = bytes.iter().take_while(|byte| is_blank(byte)).count();
-                let word = bytes[blanks..].iter().position(|byte| is_blank(byte));
+                let word = bytes[blanks..].iter().position(is_blank);
                 word.map_or(text.len(), |length| blanks + length)
             }
             Self::Spaces => {
@@ -193,7 +193,7 @@ fn run(text: &str, kind: Kind) -> usize {
         .take_while(|&byte| byte.is_ascii() && ASCII[usize::from(byte)] == kind)
         .count();
     let rest = &text[ascii..];
-    if !rest.as_bytes().first().is_some_and(|byte| !byte.is_ascii()) {
+    if rest.as_bytes().first().is_none_or(u8::is_ascii) {
         return ascii;
     }
     let end = rest.find(|character| Kind::of(character) != kind);

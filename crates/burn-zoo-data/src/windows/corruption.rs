@@ -157,9 +157,11 @@ mod tests {
         }
     }
 
-    /// Density, mean span length, context; text and decoder tokens, from a Python computation of T5's
-    /// `compute_input_and_target_lengths`.
-    const LENGTHS: [((f64, f64), usize, (usize, usize)); 20] = [
+    /// Density and mean span length, context, and the lengths of text and target.
+    type Case = ((f64, f64), usize, (usize, usize));
+
+    /// From a Python computation of T5's `compute_input_and_target_lengths`.
+    const LENGTHS: [Case; 20] = [
         ((0.15, 3.0), 16, (17, 5)),
         ((0.15, 3.0), 64, (70, 14)),
         ((0.15, 3.0), 128, (141, 29)),

@@ -101,7 +101,10 @@ impl Infilling {
         let (mask, mut spans) = match is_long {
             true => {
                 let taken = generator.random_range(text.len().div_ceil(2)..=text.len());
-                (self.marks.long_mask, vec![text.len() - taken..text.len()])
+                (
+                    self.marks.long_mask,
+                    std::iter::once(text.len() - taken..text.len()).collect(),
+                )
             }
             false => (self.marks.mask, self.short_spans(text.len(), generator)),
         };

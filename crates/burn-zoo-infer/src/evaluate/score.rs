@@ -99,6 +99,9 @@ struct Row<'a> {
     continuation: &'a [u32],
 }
 
+/// The tokens of a context and of its continuation.
+type Split = (Vec<u32>, Vec<u32>);
+
 impl Row<'_> {
     fn tokens(&self) -> impl Iterator<Item = u32> + Clone {
         let read = &self.continuation[..self.continuation.len() - 1];
@@ -243,10 +246,7 @@ impl Scorer {
     /// # Errors
     ///
     /// When a text cannot be encoded, or a context is empty and the model has no first token.
-    pub fn encode(
-        &self,
-        pairs: &[(String, String)],
-    ) -> Result<Vec<(Vec<u32>, Vec<u32>)>, ScoreError> {
+    pub fn encode(&self, pairs: &[(String, String)]) -> Result<Vec<Split>, ScoreError> {
         let moved: Vec<(&str, String)> = pairs
             .iter()
             .map(|(context, continuation)| {

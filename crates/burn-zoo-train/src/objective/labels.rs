@@ -38,7 +38,9 @@ impl Objective<Transformer> for Labelling {
                 let classes = classes.reshape([batch_size * seq]);
                 choice(logits, classes, Some(batch.n_asked), smoothing)
             }
-            (HeadOutput::Span(starts, ends), Targets::Spans(first, last)) => {
+            (HeadOutput::Span(starts, ends), Targets::Spans(spans)) => {
+                let [first, last] =
+                    [0, 1].map(|end| spans.clone().narrow(1, end, 1).squeeze_dim(1));
                 let hidden = batch
                     .inputs
                     .visible

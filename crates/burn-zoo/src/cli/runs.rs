@@ -104,7 +104,7 @@ fn read(directory: &Path) -> Result<Row> {
         }
         false => None,
     };
-    let steps = records.iter().filter_map(|record| match record {
+    let mut steps = records.iter().filter_map(|record| match record {
         Record::Train { step, loss, .. } => Some((*step, *loss)),
         Record::Valid { .. } | Record::Sample { .. } => None,
     });
@@ -112,7 +112,7 @@ fn read(directory: &Path) -> Result<Row> {
         Record::Valid { valid_loss, .. } => Some(*valid_loss),
         Record::Train { .. } | Record::Sample { .. } => None,
     });
-    let (last_step, last_loss) = steps.last().unzip();
+    let (last_step, last_loss) = steps.next_back().unzip();
     let name = directory.file_name().unwrap_or(directory.as_os_str());
     Ok(Row {
         directory: directory.to_owned(),
@@ -125,7 +125,7 @@ fn read(directory: &Path) -> Result<Row> {
             .as_ref()
             .map(|summary| summary.train_loss)
             .or(last_loss),
-        valid_loss: evaluations.clone().last(),
+        valid_loss: evaluations.clone().next_back(),
         best_valid_loss: evaluations.reduce(f64::min),
         summary,
         curves: Curves::new(name.to_string_lossy(), &records),

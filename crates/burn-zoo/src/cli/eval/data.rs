@@ -30,11 +30,12 @@ fn is_json(path: &Path) -> bool {
 /// The texts of a file: its lines, or a JSON string on each line of a `.jsonl` file.
 pub(super) fn texts(path: &Path) -> Result<Vec<String>> {
     let text = text(path)?;
-    let lines = text.lines().enumerate();
+    let lines = text.lines();
     if !is_json(path) {
-        return Ok(lines.map(|(_, line)| line.to_owned()).collect());
+        return Ok(lines.map(str::to_owned).collect());
     }
     lines
+        .enumerate()
         .map(|(index, line)| {
             let text = serde_json::from_str(line);
             text.map_err(|error| format!("{}:{}: {error}", path.display(), index + 1).into())
