@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::optim::{GradientsAccumulator, GradientsParams};
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{DType, Int, Tensor};
 use burn_train::{Interrupter, TrainStep};
 use burn_zoo::{
     data::{
@@ -16,8 +16,9 @@ use burn_zoo::{
     },
     models::directory,
     nn::{
-        LanguageModel, Transformer, TransformerConfig, block::BlockConfig, init,
-        mixture::MixtureConfig,
+        Inputs, LanguageModel, Transformer, TransformerConfig, attention::AttentionPattern,
+        block::BlockConfig, embedding::PositionConfig, init, mixture::MixtureConfig,
+        rotary::RotaryConfig,
     },
     train::{
         Recipe,
@@ -445,6 +446,43 @@ fn half_precision_learns_nearly_the_same() {
     }
 }
 
+/// Whatever a model is made of, it gives nearly the same in 16 bits as in 32.
+#[test]
+fn every_component_computes_in_half_precision() {
+    let device = processor();
+    let block = BlockConfig::gpt2(16, 2);
+    let mut rotary = block.clone();
+    rotary.attention.rotary = Some(RotaryConfig::half(8));
+    let mut alibi = block.clone();
+    alibi.attention.alibi = true;
+    let mut prefix = block.clone();
+    prefix.attention.pattern = AttentionPattern::Prefix;
+    let experts = block.clone().with_mixture(Some(MixtureConfig::top_two(3)));
+    let plain = |block| TransformerConfig::uniform(11, 8, 2, block);
+    for (name, config) in [
+        ("rotary", plain(rotary).with_position(PositionConfig::None)),
+        ("ALiBi", plain(alibi).with_position(PositionConfig::None)),
+        (
+            "sinusoidal",
+            plain(block).with_position(PositionConfig::Sinusoidal),
+        ),
+        ("prefix", plain(prefix)),
+        ("experts", plain(experts)),
+    ] {
+        init::seed(3);
+        let model = config.init(&device);
+        let tokens = Tensor::<2, Int>::from_data([[1, 5, 2, 9, 10, 3]], &device);
+        let inputs = || Inputs {
+            prefix_lengths: Some(Tensor::from_data([2], &device)),
+            ..tokens.clone().into()
+        };
+        let expected = values(model.forward_routed(inputs()).0);
+        let half = Precision::F16.cast(&model).forward_routed(inputs()).0;
+        assert_eq!(half.dtype(), DType::F16, "{name}");
+        assert_close(&values(half), &expected, 3e-3, name);
+    }
+}
+
 /// Gradients that overflow leave the model as it is, and the scale halves.
 #[test]
 fn an_overflowing_step_is_left_out() {
@@ -581,7 +619,7 @@ fn windows_ask_for_what_follows_a_prefix() {
     let read = |tensor: Tensor<2, Int>| {
         tensor
             .into_data()
-            .convert_dtype(burn::tensor::DType::I64)
+            .convert_dtype(DType::I64)
             .try_to_vec::<i64>()
             .unwrap()
     };
@@ -591,7 +629,7 @@ fn windows_ask_for_what_follows_a_prefix() {
             .prefix_lengths
             .unwrap()
             .into_data()
-            .convert_dtype(burn::tensor::DType::I64);
+            .convert_dtype(DType::I64);
         let lengths = lengths.try_to_vec::<i64>().unwrap();
         let (inputs, targets) = (read(batch.inputs.tokens), read(batch.targets));
         let asked = targets.iter().filter(|&&target| target >= 0).count();

@@ -344,6 +344,7 @@ impl MultiHeadAttention {
         mask: AttentionMask,
     ) -> Tensor<3> {
         let (query, scale) = self.scaled(query);
+        let bias = bias.map(|bias| bias.cast(query.dtype()));
         let attended = attention(query, key, value, bias, Scoring { mask, scale });
         self.output.forward(merge_heads(attended))
     }

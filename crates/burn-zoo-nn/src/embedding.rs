@@ -181,6 +181,7 @@ impl Embedding {
             x = self.drop_tokens(x, inputs, dropout);
         }
         if let Some(positions) = self.positions(inputs, start) {
+            let positions = positions.cast(x.dtype());
             x = x + positions;
         }
         if let Some(segment) = &self.segment {

@@ -309,7 +309,7 @@ impl RotaryTable {
         };
         let first = paired.clone().narrow(3, 0, 1).squeeze_dim::<4>(3);
         let second = paired.narrow(3, 1, 1).squeeze_dim::<4>(3);
-        let (cos, sin) = (self.cos.clone(), self.sin.clone());
+        let [cos, sin] = [&self.cos, &self.sin].map(|table| table.clone().cast(input.dtype()));
         let turned: Tensor<5> = Tensor::stack(
             vec![
                 first.clone() * cos.clone() - second.clone() * sin.clone(),
