@@ -27,7 +27,7 @@ pub enum Calibration {
     #[default]
     None,
     /// Probabilities are divided by those after texts that say nothing: "N/A", the empty one and
-    /// "[MASK]" (Zhao et al. 2021, arXiv:2102.09690).
+    /// `[MASK]` (Zhao et al. 2021, arXiv:2102.09690).
     ContentFree,
 }
 

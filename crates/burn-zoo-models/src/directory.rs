@@ -106,7 +106,7 @@ pub fn load_config(directory: &Path) -> Result<Architecture, DirectoryError> {
     Architecture::from_json(json).map_err(|error| broken(error.to_string()))
 }
 
-/// Reads a model onto `device`, or a model and the [adapter](adapter) that the directory holds. Its values are in
+/// Reads a model onto `device`, or a model and the [`adapter`] that the directory holds. Its values are in
 /// memory once, whatever the file.
 ///
 /// # Errors

@@ -262,7 +262,7 @@ impl Default for Sgd {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ParameterGroup {
-    /// Patterns over paths, see [`matches`].
+    /// Patterns over paths, see [`matches()`].
     pub parameters: Vec<String>,
     /// What the learning rate is multiplied by.
     #[serde(default = "one")]
