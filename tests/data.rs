@@ -224,3 +224,65 @@ fn the_example_prepares_a_folder_of_texts() {
         "{text}"
     );
 }
+
+/// A packed corpus trains by its own tokenizer, and a resumed run goes on with it.
+#[test]
+fn what_is_packed_trains() {
+    let bench = Bench::new();
+    bench.prepare("corpus-of-tokens", &[]).assert().success();
+    let recipe = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../examples/recipes/packed.toml"
+    );
+    let train = |more: &[&str]| {
+        let mut command = Command::cargo_bin("burn-zoo").unwrap();
+        command
+            .current_dir(bench.folder.path())
+            .args([
+                "train",
+                recipe,
+                "--corpus",
+                "corpus-of-tokens",
+                "--backend",
+                "flex",
+                "--json",
+            ])
+            .args([
+                "--set",
+                "loop.iterations=30",
+                "--set",
+                "loop.eval_interval=15",
+            ])
+            .args([
+                "--set",
+                "model.gpt.n_layers=1",
+                "--set",
+                "model.gpt.d_model=32",
+            ])
+            .args([
+                "--set",
+                "loop.batch_size=4",
+                "--set",
+                "optimizer.learning_rate=1e-2",
+            ])
+            .args(["--set", "schedule.cosine.warmup_iterations=2"])
+            .args(more);
+        command
+    };
+    let report: Value = serde_json::from_str(&stdout(&mut train(&["--out", "run"]))).unwrap();
+    let loss = report["valid_loss"].as_f64().unwrap();
+    // Better than guessing among 400 tokens.
+    assert!(loss < 400f64.ln() - 0.3, "{loss}");
+    let tokenizer = |folder: &str| fs::read(bench.path(folder).join("tokenizer.json")).unwrap();
+    assert_eq!(tokenizer("run"), tokenizer("corpus-of-tokens"));
+    // Another tokenizer would read other tokens.
+    let message = refusal(&mut train(&["--out", "other", "--set", "tokenizer=char"]));
+    assert!(
+        message.contains("`tokenizer`: must be left out"),
+        "{message}"
+    );
+    let cut = bench.path("corpus-of-tokens/tokens/documents.bin");
+    fs::write(&cut, b"cut").unwrap();
+    let message = refusal(&mut train(&["--out", "third"]));
+    assert!(message.contains("documents.bin"), "{message}");
+}

@@ -660,9 +660,10 @@ fn the_example_recipes_train() {
             ("data.valid_fraction", "0.1"),
         ];
         let overrides = overrides.map(|(key, value)| (key.to_owned(), value.to_owned()));
-        // Those of labels need a model to start from: see tests/labelled.rs. Those of data have none.
+        // Those of labels need a model to start from: see tests/labelled.rs. Those of data have none, and that of
+        // packed tokens has no tokenizer: see tests/data.rs.
         let text_of_recipe = std::fs::read_to_string(&path).unwrap();
-        if !text_of_recipe.contains("[model.") {
+        if !text_of_recipe.contains("[model.") || path.ends_with("packed.toml") {
             continue;
         }
         let recipe = Recipe::read(&path, &overrides).unwrap();

@@ -1,13 +1,15 @@
 //! What an objective of language needs before a model can learn it: tokens of its own, data, and a fitting
 //! model.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use burn_zoo_data::{
     corpus::Corpus,
     pairs::{PairMarks, SentencePairs},
+    pipeline,
     sentences::{Sentences, documents},
-    shards::TokenSource,
+    shards::{self, Shards, TokenSource},
     tokenizer::{MASK, Tokenizer, TokenizerConfig, TokenizerError},
     vocabulary::{BEGIN, PADDING, SEPARATOR},
     windows::{
@@ -19,7 +21,7 @@ use burn_zoo_models::family::Architecture;
 use burn_zoo_nn::{ConfigError, HeadConfig, TransformerConfig, embedding::PositionConfig};
 
 use crate::{
-    recipe::{Documents, Objective, Recipe},
+    recipe::{Documents, Objective, Recipe, RecipeError},
     run::RunError,
     task::{Data, Task, given_tokenizer},
 };
@@ -40,12 +42,42 @@ pub(crate) fn prepare(
         (None, Some(config)) => train_tokenizer(config, text, &corpus)?,
         (None, None) => given_tokenizer(recipe)?,
     };
-    let parts = Parts {
+    learn(Parts {
         recipe,
-        corpus,
+        material: Split::Text(corpus),
         tokenizer,
+    })
+}
+
+/// The same of tokens that `burn-zoo data prepare` packed into a folder, which has their tokenizer.
+pub(crate) fn prepare_packed(
+    recipe: &Recipe,
+    folder: &Path,
+    earlier: Option<Tokenizer>,
+) -> Result<Task, RunError> {
+    if recipe.tokenizer.is_some() {
+        let problem = "must be left out: the corpus is packed by a tokenizer of its own";
+        return Err(RecipeError::key("tokenizer", problem).into());
+    }
+    let shards = Shards::open(&folder.join(pipeline::TOKENS))?;
+    let tokenizer = match earlier {
+        Some(tokenizer) => tokenizer,
+        None => Tokenizer::load(&folder.join(pipeline::TOKENIZER))?,
     };
-    match recipe.objective {
+    let [train, valid] =
+        [shards::Split::Train, shards::Split::Valid].map(|split| shards.split(split));
+    learn(Parts {
+        recipe,
+        material: Split::Packed(Splits {
+            train: train.into(),
+            valid: valid.into(),
+        }),
+        tokenizer,
+    })
+}
+
+fn learn(parts: Parts<'_>) -> Result<Task, RunError> {
+    match parts.recipe.objective {
         Objective::CausalLm { documents } => parts.causal_lm(documents),
         Objective::PrefixLm {} => parts.prefix_lm(),
         Objective::MaskedLm {
@@ -105,8 +137,14 @@ fn name_token(architecture: &mut Architecture, key: &str, id: u32) -> u32 {
 /// What all objectives start from.
 struct Parts<'a> {
     recipe: &'a Recipe,
-    corpus: Corpus,
+    material: Split,
     tokenizer: Tokenizer,
+}
+
+/// What is learned from and what is held out.
+enum Split {
+    Text(Corpus),
+    Packed(Splits),
 }
 
 impl Parts<'_> {
@@ -170,11 +208,13 @@ impl Parts<'_> {
         };
         name_token(&mut architecture, "pad_token_id", marks.padding);
         let masking = self.masking(&mut architecture, probability, whole_words)?;
+        let Split::Text(corpus) = &self.material else {
+            return Err(RunError::Material(
+                "a text, whose sentences are not packed yet",
+            ));
+        };
         let sentences = |text: &str| Sentences::of_text(text, &self.tokenizer);
-        let sentences = [
-            sentences(&self.corpus.train)?,
-            sentences(&self.corpus.valid)?,
-        ];
+        let sentences = [sentences(&corpus.train)?, sentences(&corpus.valid)?];
         let [train, valid] = [0, 1].map(|split| Arc::clone(sentences[split].tokens()).into());
         let shape = self.shape(&architecture);
         let pairs = SentencePairs::new(sentences, shape, marks, masking, self.recipe.seed)?;
@@ -335,9 +375,12 @@ impl Parts<'_> {
                 _ => Ok(self.tokenizer.encode(text)?.into()),
             }
         };
-        let splits = Splits {
-            train: tokens(&self.corpus.train)?,
-            valid: tokens(&self.corpus.valid)?,
+        let splits = match &self.material {
+            Split::Packed(splits) => splits.clone(),
+            Split::Text(corpus) => Splits {
+                train: tokens(&corpus.train)?,
+                valid: tokens(&corpus.valid)?,
+            },
         };
         let shape = self.shape(&architecture);
         let windows = Windows::new(splits.clone(), shape, prediction, self.recipe.seed)?;

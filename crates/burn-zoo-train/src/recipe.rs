@@ -45,7 +45,8 @@ pub struct Recipe {
     pub seed: u64,
     /// What is learned.
     pub objective: Objective,
-    /// How text becomes tokens. Without it, by the tokenizer of the directory that the model is from.
+    /// How text becomes tokens. Without it, by the tokenizer of a packed corpus, or of the directory that the model
+    /// is from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokenizer: Option<TokenizerConfig>,
     /// What is trained.
@@ -554,10 +555,6 @@ impl Recipe {
         if !(valid_fraction > 0.0 && valid_fraction < 1.0) {
             let problem = format!("must be above 0 and below 1, got {valid_fraction}");
             return Err(RecipeError::key("data.valid_fraction", problem));
-        }
-        if self.tokenizer.is_none() && self.model.path().is_none() {
-            let problem = "missing field `tokenizer`: how text becomes tokens";
-            return Err(RecipeError::key("tokenizer", problem));
         }
         match (self.training.epochs, self.objective.labels()) {
             (Some(_), None) => {

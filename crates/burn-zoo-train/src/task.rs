@@ -16,7 +16,7 @@ use crate::{
     labelled::{self, Labelled},
     language,
     objective::{Labelling, LanguageModeling, Pretraining},
-    recipe::{Adaptation, Recipe},
+    recipe::{Adaptation, Recipe, RecipeError},
     run::RunError,
     trainer::{FitError, Fitted, Session, TrainerConfig, fit},
 };
@@ -26,6 +26,8 @@ use crate::{
 pub enum Material<'a> {
     /// A text, for objectives of language.
     Text(&'a str),
+    /// A folder of packed tokens, for objectives of language.
+    Packed(&'a Path),
     /// A folder of tables or one table, for objectives of labels.
     Tables(&'a Path),
 }
@@ -62,7 +64,8 @@ impl Task {
                 labelled::prepare(recipe, &labels, path, tokenizer)
             }
             (None, Material::Text(text)) => language::prepare(recipe, text, earlier),
-            (Some(_), Material::Text(_)) => Err(RunError::Material("a folder of tables")),
+            (None, Material::Packed(path)) => language::prepare_packed(recipe, path, earlier),
+            (Some(_), _) => Err(RunError::Material("a folder of tables")),
             (None, Material::Tables(_)) => Err(RunError::Material("a text")),
         }
     }
@@ -138,6 +141,10 @@ pub(crate) fn given_tokenizer(recipe: &Recipe) -> Result<Tokenizer, RunError> {
     let path = match (&recipe.tokenizer, recipe.model.path()) {
         (Some(TokenizerConfig::File { path }), _) => path.clone(),
         (None, Some(path)) => path.join(directory::TOKENIZER),
+        (None, None) => {
+            let problem = "missing field `tokenizer`: how text becomes tokens";
+            return Err(RecipeError::key("tokenizer", problem).into());
+        }
         _ => {
             let problem = "must be a file here: labels are not what a tokenizer is trained on";
             return Err(RunError::Tokenization(problem));

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::{
     OWN_RECIPE, OWN_TEXT,
-    data::{corpus::read_text, tokenizer::Tokenizer},
+    data::{corpus::read_text, pipeline, tokenizer::Tokenizer},
     infer::{
         generate::{Marks, Writer},
         sampling::SamplingConfig,
@@ -32,7 +32,7 @@ pub struct Arguments {
     /// A TOML file that says what to train and how [default: a small GPT on the zoo's own source]
     #[arg(value_name = "RECIPE.toml")]
     recipe: Option<PathBuf>,
-    /// What to learn from: a text or a folder of texts; for labels, a folder of tables called train, dev and test.
+    /// What to learn from: a text, a folder of texts, or what `burn-zoo data prepare` left; for labels, a folder of tables called train, dev and test.
     #[arg(long, value_name = "FILE|DIR")]
     corpus: Option<PathBuf>,
     /// Where to leave the model directory [default: the first free of runs/NAME, runs/NAME-2, …]
@@ -129,6 +129,7 @@ pub fn run(arguments: &Arguments) -> Result<End> {
 /// What a recipe learns from.
 pub(super) enum Corpus {
     Text(String),
+    Packed(PathBuf),
     Tables(PathBuf),
 }
 
@@ -136,6 +137,9 @@ impl Corpus {
     /// Reads the text, or finds the tables, that a recipe names; without any, the text is the zoo's own source.
     pub(super) fn of(recipe: &Recipe) -> Result<Self> {
         Ok(match (recipe.objective.labels(), &recipe.data.corpus) {
+            (None, Some(path)) if path.join(pipeline::TOKENS).is_dir() => {
+                Self::Packed(path.clone())
+            }
             (None, Some(path)) => Self::Text(read_text(path)?),
             (None, None) => Self::Text(OWN_TEXT.to_owned()),
             (Some(_), Some(path)) => Self::Tables(path.clone()),
@@ -148,13 +152,16 @@ impl Corpus {
     pub(super) fn material(&self) -> Material<'_> {
         match self {
             Self::Text(text) => Material::Text(text),
+            Self::Packed(path) => Material::Packed(path),
             Self::Tables(path) => Material::Tables(path),
         }
     }
 
+    /// What samples begin like.
     fn text(&self) -> Option<&str> {
         match self {
             Self::Text(text) => Some(text),
+            Self::Packed(_) => Some("\n"),
             Self::Tables(_) => None,
         }
     }
