@@ -250,7 +250,7 @@ fn an_adaptation_changes_what_it_says_and_nothing_else() {
             &[("adaptation", adaptation), ("loop.epochs", "4")],
         );
         let run = run(&recipe, &tables, &out);
-        let (loaded, architecture) = directory::load(&out, &processor()).unwrap();
+        let (loaded, _) = directory::load(&out, &processor()).unwrap();
         let after = parameters(&loaded);
         // What was saved is what was trained.
         assert_eq!(after, parameters(&run.model));
@@ -270,7 +270,22 @@ fn an_adaptation_changes_what_it_says_and_nothing_else() {
             let mut merged = loaded.clone();
             adapter::merge(&mut merged);
             assert_close(&logits(&merged), &logits(&loaded), 1e-5, "merged");
-            directory::save(&merged, &architecture, &out.join("merged")).unwrap();
+            // So does the command, which leaves a directory without adapters.
+            let command = |to: &Path| {
+                let mut command = assert_cmd::Command::cargo_bin("burn-zoo").unwrap();
+                command.arg("merge").arg(&out).arg("--out").arg(to).assert()
+            };
+            let to = out.join("merged");
+            command(&to).success();
+            assert!(!adapter::is_there(&to) && to.join(TOKENIZER).exists());
+            let (again, _) = directory::load(&to, &processor()).unwrap();
+            assert_close(
+                &logits(&again),
+                &logits(&loaded),
+                1e-5,
+                "merged by the command",
+            );
+            command(&to).failure().code(1);
         }
     }
 }

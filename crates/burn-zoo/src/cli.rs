@@ -7,6 +7,7 @@ mod embed;
 mod eval;
 mod forward;
 mod generate;
+mod merge;
 mod models;
 mod runs;
 mod sweep;
@@ -42,6 +43,8 @@ enum Command {
     Runs(runs::Arguments),
     /// Continue a text with a trained model.
     Generate(generate::Arguments),
+    /// Add low-rank adapters to the matrices they were trained beside, and leave a model directory.
+    Merge(merge::Arguments),
     /// List the models of the zoo with their sizes, or draw one.
     Models(models::Arguments),
     /// Turn texts into vectors whose angles tell how alike they are.
@@ -87,6 +90,7 @@ pub fn main() -> ExitCode {
         Command::Generate(arguments) => generate::run(&arguments),
         Command::Embed(arguments) => embed::run(&arguments),
         Command::Eval(command) => eval::run(&command),
+        Command::Merge(arguments) => merge::run(&arguments),
         Command::Models(arguments) => models::run(&arguments),
         Command::Forward(arguments) => forward::run(&arguments),
         Command::Backends(arguments) => backends::run(&arguments),
