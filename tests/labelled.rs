@@ -373,6 +373,69 @@ fn tables_and_targets_that_do_not_fit_are_refused_with_the_reason() {
     );
 }
 
+/// A few rows of each class, other ones for each seed, with the mean and deviation over seeds.
+#[test]
+fn a_few_rows_of_each_class_are_learned_from_over_seeds() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = base(folder.path(), "bert");
+    let tables = tables(folder.path(), "text,label.csv", |word, is_good, _| {
+        format!("the film is {word},{is_good}")
+    });
+    let few = |shots: &str| {
+        recipe(
+            &base,
+            CLASSES,
+            &[("data.shots", shots), ("loop.epochs", "2")],
+        )
+    };
+    let summary = run(&few("3"), &tables, &folder.path().join("run"))
+        .summary
+        .unwrap();
+    // Six rows in batches of eight.
+    assert_eq!((summary.iterations, summary.tokens), (2, 12));
+    let refused = refusal(&few("40"), &tables);
+    assert!(
+        refused.contains("has 32 training rows, fewer than the 40"),
+        "{refused}"
+    );
+    assert!(refusal(&few("0"), &tables).contains("`data.shots`"));
+
+    let file = folder.path().join("few.toml");
+    fs::write(&file, few("3").to_toml().unwrap()).unwrap();
+    let output = assert_cmd::Command::cargo_bin("burn-zoo")
+        .unwrap()
+        .args([
+            "sweep",
+            "--vary",
+            "seed=1,2,3",
+            "--backend",
+            "flex",
+            "--json",
+        ])
+        .arg(&file)
+        .arg("--corpus")
+        .arg(&tables)
+        .arg("--out")
+        .arg(folder.path().join("sweep"))
+        .assert()
+        .success();
+    let report: serde_json::Value = serde_json::from_slice(&output.get_output().stdout).unwrap();
+    let losses: Vec<f64> = report["trials"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|trial| trial["summary"]["valid_loss"].as_f64().unwrap())
+        .collect();
+    assert_eq!(losses.len(), 3);
+    assert!(losses[0] < losses[2]);
+    let over = &report["seeds"][0];
+    assert_eq!(over["n_seeds"], 3);
+    let mean = losses.iter().sum::<f64>() / 3.0;
+    assert!((over["valid_loss"]["mean"].as_f64().unwrap() - mean).abs() < 1e-12);
+    assert!(over["valid_loss"]["deviation"].as_f64().unwrap() > 0.0);
+    assert!(over["test_accuracy"]["mean"].is_f64());
+}
+
 fn example(length: usize, target: Target) -> Example {
     Example {
         tokens: (0..length as u32).map(|token| 1 + token * 5 % 9).collect(),

@@ -6,6 +6,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use rand::{SeedableRng, seq::SliceRandom};
+use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -66,6 +68,18 @@ pub enum LabelledError {
         label: String,
         /// Those that the recipe names, or the training rows have.
         known: Vec<String>,
+    },
+    /// A class has too few rows.
+    #[error(
+        "class {class:?} has {found} training rows, fewer than the {wanted} to learn from; lower data.shots"
+    )]
+    TooFew {
+        /// The class.
+        class: String,
+        /// How many rows it has.
+        found: usize,
+        /// How many are wanted.
+        wanted: usize,
     },
     /// Nothing is left of a text.
     #[error("{origin}: the tokenizer makes no tokens of its text")]
@@ -244,6 +258,38 @@ impl Tables {
         }
         Ok(Self { train, valid, test })
     }
+}
+
+/// `shots` rows of each class, chosen by `seed`, in the order of the table. Rows without a class are left out.
+///
+/// # Errors
+///
+/// When a class has fewer.
+pub fn few(rows: Vec<Row>, shots: usize, seed: u64) -> Result<Vec<Row>, LabelledError> {
+    let mut order: Vec<usize> = (0..rows.len()).collect();
+    order.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
+    let mut by_class: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+    for index in order {
+        if let Said::Class(class) = &rows[index].said {
+            by_class.entry(class).or_default().push(index);
+        }
+    }
+    let mut chosen = Vec::new();
+    for (class, indices) in by_class {
+        let Some(first) = indices.get(..shots) else {
+            return Err(LabelledError::TooFew {
+                class: class.to_owned(),
+                found: indices.len(),
+                wanted: shots,
+            });
+        };
+        chosen.extend_from_slice(first);
+    }
+    chosen.sort_unstable();
+    Ok(chosen
+        .into_iter()
+        .map(|index| rows[index].clone())
+        .collect())
 }
 
 impl Row {

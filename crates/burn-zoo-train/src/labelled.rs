@@ -7,7 +7,7 @@ use burn_train::InferenceStep;
 use burn_zoo_data::{
     batch::TrainingData,
     examples::{Example, Examples, Target},
-    labelled::{Labels, Tables},
+    labelled::{Labels, Tables, few},
     tokenizer::Tokenizer,
     windows::Splits,
 };
@@ -38,7 +38,15 @@ pub(crate) fn prepare(
     tokenizer: Tokenizer,
 ) -> Result<Task, RunError> {
     let format = recipe.data.table_format();
-    let tables = Tables::read(path, labels, &format, recipe.data.valid_fraction)?;
+    let mut tables = Tables::read(path, labels, &format, recipe.data.valid_fraction)?;
+    if let Some(shots) = recipe.data.shots {
+        if !matches!(labels, Labels::Class(_)) || shots == 0 {
+            let problem =
+                "must be 1 or more rows of each class, for an objective of classification";
+            return Err(RecipeError::key("data.shots", problem).into());
+        }
+        tables.train = few(tables.train, shots, recipe.seed)?;
+    }
     let names = labels.names(&tables.train);
     let task = match labels {
         Labels::Class(_) | Labels::Number(_) => family::Task::Sequence,

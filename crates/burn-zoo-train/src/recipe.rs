@@ -378,6 +378,9 @@ pub struct DataConfig {
     /// What to do with a row that cannot be read.
     #[serde(default)]
     pub bad_rows: BadRows,
+    /// How many rows of each class to learn from, chosen by the seed. Without it, all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shots: Option<usize>,
     /// The most tokens of a labelled text. Without it, as many as the model reads.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_length: Option<usize>,
@@ -406,6 +409,7 @@ impl Default for DataConfig {
             header: true,
             format: None,
             bad_rows: BadRows::default(),
+            shots: None,
             max_length: None,
         }
     }

@@ -10,6 +10,7 @@ use serde::{Serialize, Serializer};
 
 use crate::train::{
     Recipe, flops,
+    recipe::ModelConfig,
     run::{self, RunError, RunOptions, SUMMARY, Start, Summary},
     trainer::Display,
 };
@@ -186,6 +187,71 @@ fn as_map<S: Serializer>(
 struct Report {
     /// From the lowest validation loss to the highest, then those that failed.
     trials: Vec<Trial>,
+    /// What differs only by the seed, taken together, where there are several seeds.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    seeds: Vec<OverSeeds>,
+}
+
+/// Trials that differ only by the seed.
+#[derive(Serialize)]
+struct OverSeeds {
+    #[serde(serialize_with = "as_map")]
+    overrides: Overrides,
+    n_seeds: usize,
+    valid_loss: Spread,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    test_accuracy: Option<Spread>,
+}
+
+/// A mean and the standard deviation of single values from it.
+#[derive(Serialize)]
+struct Spread {
+    mean: f64,
+    deviation: f64,
+}
+
+impl Spread {
+    /// Of at least two values; the deviation is the unbiased estimate from a sample.
+    fn of(values: &[f64]) -> Option<Self> {
+        let n = values.len() as f64;
+        let mean = values.iter().sum::<f64>() / n;
+        let squares = values.iter().map(|value| (value - mean).powi(2));
+        let deviation = (squares.sum::<f64>() / (n - 1.0)).sqrt();
+        (values.len() > 1).then_some(Self { mean, deviation })
+    }
+}
+
+/// Takes together what differs only by the key `seed`, in the order of the trials.
+fn over_seeds(trials: &[Trial]) -> Vec<OverSeeds> {
+    let mut groups: Vec<(Overrides, Vec<&Summary>)> = Vec::new();
+    for trial in trials {
+        let mut overrides = trial.overrides.clone();
+        overrides.retain(|(key, _)| key != "seed");
+        if overrides.len() == trial.overrides.len() {
+            continue;
+        }
+        let Some(summary) = &trial.summary else {
+            continue;
+        };
+        match groups.iter_mut().find(|(known, _)| *known == overrides) {
+            Some((_, summaries)) => summaries.push(summary),
+            None => groups.push((overrides, vec![summary])),
+        }
+    }
+    let spreads = groups.into_iter().filter_map(|(overrides, summaries)| {
+        let losses: Vec<f64> = summaries.iter().map(|summary| summary.valid_loss).collect();
+        let accuracies: Option<Vec<f64>> = summaries
+            .iter()
+            .map(|summary| summary.test_accuracy)
+            .collect();
+        Some(OverSeeds {
+            overrides,
+            n_seeds: summaries.len(),
+            valid_loss: Spread::of(&losses)?,
+            test_accuracy: accuracies.and_then(|accuracies| Spread::of(&accuracies)),
+        })
+    });
+    spreads.collect()
 }
 
 pub fn run(arguments: &Arguments) -> Result<End> {
@@ -239,9 +305,13 @@ pub fn run(arguments: &Arguments) -> Result<End> {
     };
     end_when_unread();
     done.sort_by(|a, b| loss(a).total_cmp(&loss(b)));
+    let seeds = over_seeds(&done);
     match arguments.json {
-        true => print_json(&Report { trials: done })?,
-        false => print(axes, &done),
+        true => print_json(&Report {
+            trials: done,
+            seeds,
+        })?,
+        false => print(axes, &done, &seeds),
     }
     Ok(End::Done)
 }
@@ -254,6 +324,9 @@ fn read_recipe(arguments: &Arguments, overrides: &Overrides) -> Result<Recipe> {
     }
     if let Some(corpus) = &mut recipe.data.corpus {
         *corpus = std::path::absolute(&corpus)?;
+    }
+    if let ModelConfig::Path(path) = &mut recipe.model {
+        *path = std::path::absolute(&path)?;
     }
     Ok(recipe)
 }
@@ -303,7 +376,7 @@ fn finished(out: &Path) -> Result<Option<Summary>> {
     Ok(Some(serde_json::from_str(&summary).map_err(damaged)?))
 }
 
-fn print(axes: &[Axis], trials: &[Trial]) {
+fn print(axes: &[Axis], trials: &[Trial], seeds: &[OverSeeds]) {
     let mut table = Table::new();
     let keys = axes.iter().map(|axis| axis.key.as_str());
     let header = ["rank"].into_iter().chain(keys);
@@ -331,6 +404,26 @@ fn print(axes: &[Axis], trials: &[Trial]) {
             (None, Some(error)) => println!("failed: {}: {error}", name(&trial.overrides)),
             _ => continue,
         }
+    }
+    for group in seeds {
+        let OverSeeds {
+            n_seeds,
+            valid_loss: Spread { mean, deviation },
+            ..
+        } = group;
+        let what = match group.overrides.is_empty() {
+            true => String::new(),
+            false => format!("{}: ", name(&group.overrides)),
+        };
+        print!("{what}{n_seeds} seeds: validation loss {mean:.4} ± {deviation:.4}");
+        if let Some(Spread { mean, deviation }) = &group.test_accuracy {
+            print!(
+                ", test accuracy {:.2} ± {:.2} %",
+                100.0 * mean,
+                100.0 * deviation
+            );
+        }
+        println!();
     }
     if let Some(best) = trials.first().filter(|trial| trial.summary.is_some()) {
         println!("best model  {}", best.directory.display());
@@ -379,6 +472,14 @@ mod tests {
                 .all(|&size| (2.0..=9.0).contains(&size) && size.fract() == 0.0)
         );
         assert!(sizes.contains(&2.0) && sizes.contains(&9.0));
+    }
+
+    #[test]
+    fn a_spread_is_that_of_a_sample() {
+        let Spread { mean, deviation } = Spread::of(&[2.0, 4.0, 9.0]).unwrap();
+        assert_eq!(mean, 5.0);
+        assert!((deviation - 13f64.sqrt()).abs() < 1e-12);
+        assert!(Spread::of(&[1.0]).is_none());
     }
 
     #[test]
