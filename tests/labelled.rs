@@ -44,8 +44,9 @@ fn base(folder: &Path, model_type: &str) -> PathBuf {
     let text = format!("the film is {} a b c d e f g\n", WORDS.join(" ")).repeat(20);
     let tokenizer = Tokenizer::train(&config, &text).unwrap();
     let json = match model_type {
-        "bert" => serde_json::json!({
-            "model_type": "bert", "architectures": ["BertModel"], "num_hidden_layers": 2, "hidden_size": 16,
+        "bert" | "bert-mlm" => serde_json::json!({
+            "model_type": "bert",
+            "architectures": [if model_type == "bert" { "BertModel" } else { "BertForMaskedLM" }], "num_hidden_layers": 2, "hidden_size": 16,
             "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 24,
             "hidden_dropout_prob": 0.0, "vocab_size": tokenizer.vocab_size(), "pad_token_id": 0,
         }),
@@ -286,6 +287,37 @@ fn an_adaptation_changes_what_it_says_and_nothing_else() {
                 "merged by the command",
             );
             command(&to).failure().code(1);
+        }
+    }
+}
+
+/// What a checkpoint lacks of a classifier, such as the pooler of a masked language model, learns beside adapters,
+/// and is saved with them.
+#[test]
+fn what_is_new_learns_beside_adapters_and_with_the_head() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = base(folder.path(), "bert-mlm");
+    let tables = tables(folder.path(), "text,label.csv", |word, is_good, _| {
+        format!("the film is {word},{is_good}")
+    });
+    for adaptation in [
+        "{ lora = { rank = 4, alpha = 8.0, targets = [\"query\"] } }",
+        "head",
+    ] {
+        let parameters_after = |epochs: &str| {
+            let out = tempfile::tempdir().unwrap();
+            let out = out.path().join("run");
+            let overrides = [("adaptation", adaptation), ("loop.epochs", epochs)];
+            let run = run(&recipe(&base, CLASSES, &overrides), &tables, &out);
+            let (loaded, _) = directory::load(&out, &processor()).unwrap();
+            assert_eq!(parameters(&loaded), parameters(&run.model));
+            parameters(&loaded)
+        };
+        let (after, later) = (parameters_after("1"), parameters_after("2"));
+        for (path, values) in &after {
+            let learns = path.starts_with("head") || path.starts_with("pooler");
+            let learns = learns || path.contains(".lora.");
+            assert_eq!(values != &later[path], learns, "{adaptation}: {path}");
         }
     }
 }

@@ -1,9 +1,9 @@
 //! Which parameters of a model learn, and how what they learned is saved.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
-use burn::module::{Module, ModuleMapper, Param};
-use burn::tensor::Tensor;
+use burn::module::{Module, ParamGroup};
 use burn_zoo_models::{
     adapter::{self, AdapterError, Saved},
     directory::{self, DirectoryError},
@@ -31,7 +31,8 @@ pub enum AdaptationError {
     Adapter(#[from] AdapterError),
 }
 
-/// Has only those parameters of `model` learn that the adaptation says. Returns the paths of those that learn whole.
+/// Has only those parameters of `model` learn that the adaptation says; those at the paths `new` learn beside adapters
+/// and with the head. Returns the paths of those that learn whole.
 ///
 /// # Errors
 ///
@@ -40,12 +41,11 @@ pub fn adapt(
     adaptation: &Adaptation,
     mut model: Transformer,
     architecture: &Architecture,
-    has_new_head: bool,
+    new: &BTreeSet<String>,
 ) -> Result<(Transformer, Vec<String>), AdaptationError> {
-    let is_head = |path: &str| path.starts_with("head.");
     let learns: Box<dyn Fn(&str) -> bool> = match adaptation {
         Adaptation::Full => Box::new(|_| true),
-        Adaptation::Head => Box::new(is_head),
+        Adaptation::Head => Box::new(|path| is_head(path) || new.contains(path)),
         Adaptation::Frozen(patterns) => {
             parameters::check_patterns(patterns, &parameters::list(&model))?;
             let patterns = patterns.clone();
@@ -53,36 +53,26 @@ pub fn adapt(
         }
         Adaptation::Lora(lora) => {
             adapter::add(&mut model, architecture, &lora.config(), &lora.targets)?;
-            Box::new(move |path| path.contains(".lora.") || has_new_head && is_head(path))
+            Box::new(|path| path.contains(".lora.") || new.contains(path))
         }
     };
-    let mut whole = Vec::new();
-    for_each_parameter(&model, |path, _| {
-        if learns(&path) && !path.contains(".lora.") {
-            whole.push(path);
-        }
+    let (mut whole, mut frozen) = (Vec::new(), Vec::new());
+    for_each_parameter(&model, |path, _| match learns(&path) {
+        true if path.contains(".lora.") => {}
+        true => whole.push(path),
+        false => frozen.push(path),
     });
-    Ok((freeze(model, |path| !learns(path)), whole))
+    // Their dropout goes on.
+    let model = match frozen.is_empty() {
+        true => model,
+        false => model.set_require_grad_group(ParamGroup::from_paths(frozen), false),
+    };
+    Ok((model, whole))
 }
 
-/// Stops the parameters of some paths from learning. Their dropout goes on.
-fn freeze(model: Transformer, is_frozen: impl Fn(&str) -> bool) -> Transformer {
-    struct Freezer<F>(Vec<String>, F);
-    impl<F: Fn(&str) -> bool> ModuleMapper for Freezer<F> {
-        fn enter_module(&mut self, name: &str, _: &str) {
-            self.0.push(name.to_owned());
-        }
-        fn exit_module(&mut self, _: &str, _: &str) {
-            self.0.pop();
-        }
-        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-            match (self.1)(&self.0.join(".")) {
-                true => param.set_require_grad(false),
-                false => param,
-            }
-        }
-    }
-    model.map(&mut Freezer(Vec::new(), is_frozen))
+/// Whether a parameter is the head's, by its path.
+pub fn is_head(path: &str) -> bool {
+    path.starts_with("head.")
 }
 
 /// Leaves what was learned: adapters alone, or the whole model.

@@ -1,5 +1,6 @@
 //! What an objective needs before a model can learn it: tokens of its own, data, and a fitting model.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use burn::tensor::Device;
@@ -8,7 +9,7 @@ use burn_zoo_data::{
     tokenizer::{Tokenizer, TokenizerConfig},
     windows::{Splits, Windows},
 };
-use burn_zoo_models::{directory, family::Architecture};
+use burn_zoo_models::{directory, family::Architecture, weights::for_each_parameter};
 use burn_zoo_nn::{Transformer, init};
 
 use crate::{
@@ -77,30 +78,36 @@ impl Task {
         recipe: &Recipe,
         device: &Device,
     ) -> Result<(Transformer, Vec<String>), RunError> {
+        if matches!(recipe.adaptation, Adaptation::Lora(_)) && recipe.model.path().is_none() {
+            return Err(AdaptationError::NoBase.into());
+        }
         init::seed(recipe.seed);
+        let mut new = BTreeSet::new();
         let model = match recipe.model.path() {
             None => self.architecture.transformer.init(device),
             Some(path) => {
                 let architecture = self.architecture.clone();
-                let (model, architecture, new) = directory::load_body(architecture, path, device)?;
-                if !new.is_empty() {
-                    tracing::info!("new parameters: {}", new.join(", "));
-                }
+                let (model, architecture, missing) =
+                    directory::load_body(architecture, path, device)?;
                 self.architecture = architecture;
+                new.extend(missing);
                 model
             }
         };
-        if matches!(recipe.adaptation, Adaptation::Lora(_)) && recipe.model.path().is_none() {
-            return Err(AdaptationError::NoBase.into());
+        if !new.is_empty() {
+            let names: Vec<&str> = new.iter().map(String::as_str).collect();
+            tracing::info!("new parameters: {}", names.join(", "));
         }
-        let has_new_head = matches!(self.data, Data::Labelled(_));
-        let adaptation = &recipe.adaptation;
-        Ok(adaptation::adapt(
-            adaptation,
-            model,
-            &self.architecture,
-            has_new_head,
-        )?)
+        if matches!(self.data, Data::Labelled(_)) {
+            // What it says of labels is learned anew, also where there was a head for as many.
+            for_each_parameter(&model, |path, _| {
+                if adaptation::is_head(&path) {
+                    new.insert(path);
+                }
+            });
+        }
+        let (adaptation, architecture) = (&recipe.adaptation, &self.architecture);
+        Ok(adaptation::adapt(adaptation, model, architecture, &new)?)
     }
 
     /// Optimiser steps in all.
