@@ -166,6 +166,31 @@ fn shards_on_two_machines_make_the_same_bytes() {
     assert_eq!(stdout(&mut bench.prepare("two", &["--shard", "1/2"])), "");
     stdout(&mut bench.prepare("two", &["--shard", "0/2"]));
     assert!(contents(&bench.path("one")) == contents(&bench.path("two")));
+
+    // The same when both begin at once, in a folder that neither has made.
+    let shares = ["0/2", "1/2"].map(|share| {
+        std::process::Command::new(env!("CARGO_BIN_EXE_burn-zoo"))
+            .current_dir(bench.folder.path())
+            .args([
+                "data",
+                "prepare",
+                "recipe.toml",
+                "--out",
+                "three",
+                "--shard",
+                share,
+            ])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    });
+    for share in shares {
+        let output = share.wait_with_output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{errors}");
+    }
+    assert!(contents(&bench.path("one")) == contents(&bench.path("three")));
 }
 
 #[test]

@@ -11,7 +11,6 @@ pub mod document;
 #[cfg(feature = "download")]
 pub mod download;
 pub mod examples;
-mod files;
 pub mod labelled;
 pub mod marked;
 pub mod markup;

@@ -11,11 +11,11 @@ use serde::{Deserialize, Serialize};
 use super::parts::{Parts, Unit, read_json, write_json};
 use super::{DataRecipe, PipelineError, Progress, REPORT, Stage, TOKENIZER, TOKENS};
 use crate::clean::{Cleaner, Duplicates, Place, Report, Verdict, Verdicts, find_duplicates};
-use crate::files;
 use crate::shards::{
     DType, INDEX, Index, ShardBuilder, Shards, Split, TokenizerInfo, uniform, write_index,
 };
 use crate::tokenizer::{Tokenizer, TokenizerConfig};
+use burn_zoo_models::files;
 
 /// What became of a corpus's documents.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -13,9 +13,9 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use super::PipelineError;
 use crate::clean::Report;
 use crate::document::{Document, Origin};
-use crate::files;
 use crate::shards::Split;
 use crate::sources::InputFile;
+use burn_zoo_models::files;
 
 /// Files that are read one after the other.
 pub(super) type Group = Vec<InputFile>;

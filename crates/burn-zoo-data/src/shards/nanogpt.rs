@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::path::Path;
 
 use super::{DType, Index, ShardBuilder, ShardError, Shards, Split, TokenizerInfo, write_index};
-use crate::files;
+use burn_zoo_models::files;
 
 /// The names that nanoGPT gives the splits. It knows no test.
 pub const FILES: [(Split, &str); 2] = [(Split::Train, "train.bin"), (Split::Valid, "val.bin")];

@@ -10,7 +10,7 @@ use twox_hash::XxHash3_64;
 use super::{
     DOCUMENTS, DType, INDEX, Index, ShardError, ShardInfo, Split, TokenizerInfo, checksum,
 };
-use crate::files;
+use burn_zoo_models::files;
 
 /// The file of a shard.
 pub fn shard_path(folder: &Path, number: usize) -> PathBuf {

@@ -1,12 +1,14 @@
 //! `burn-zoo data download`.
 
-use std::fs;
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::cli::{End, Result};
 use crate::data::download::{Downloader, Hub, HubAddress, check_sha256, file_name};
+use crate::models::files;
 
 /// Prints where the files are. An interrupted download goes on where it stopped.
 #[derive(clap::Args)]
@@ -65,9 +67,8 @@ fn keep(paths: Vec<PathBuf>, out: Option<&Path>, sha256: Option<&str>) -> Result
         return Ok(paths);
     };
     let write = |error| format!("{}: {error}", out.display());
-    let partial = out.with_added_extension("partial");
-    fs::copy(path, &partial).map_err(write)?;
-    fs::rename(&partial, out).map_err(write)?;
+    let copied = files::replace(out, |to| io::copy(&mut File::open(path)?, to).map(drop));
+    copied.map_err(write)?;
     Ok(vec![out.to_owned()])
 }
 
