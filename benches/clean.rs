@@ -1,4 +1,4 @@
-//! Text through every step of cleaning, alone and together, on one core.
+//! Text through every step of cleaning, alone and together with reading and the search for duplicates, on one core.
 //!
 //!     cargo bench --bench clean
 //!
@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use burn_zoo::data::clean::{Cleaner, Duplicates, Report, Step, find_duplicates};
 use burn_zoo::data::document::{Document, Origin};
+use burn_zoo::data::sources::{Format, SourceConfig};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -66,6 +67,16 @@ fn documents(text: &str) -> Vec<Document> {
         },
     };
     texts.into_iter().zip(1..).map(document).collect()
+}
+
+/// The documents as lines of a file.
+fn jsonl(documents: &[Document]) -> tempfile::NamedTempFile {
+    let line =
+        |document: &Document| serde_json::json!({ "text": document.text }).to_string() + "\n";
+    let lines: String = documents.iter().map(line).collect();
+    let file = tempfile::NamedTempFile::new().expect("there is room for a file");
+    std::fs::write(file.path(), lines).expect("it is written");
+    file
 }
 
 fn clean(criterion: &mut Criterion) {
@@ -128,16 +139,23 @@ fn clean(criterion: &mut Criterion) {
         let open = |_| Ok(&written[..]);
         bencher.iter(|| find_duplicates(&duplicates, &[documents.len()], open, 1 << 30));
     });
+    let file = jsonl(&documents);
+    let source = SourceConfig::new(file.path().display().to_string()).with_format(Format::Jsonl);
+    let read = || -> Vec<Document> {
+        let documents = source.documents().expect("the file is there");
+        let documents: Result<_, _> = documents.collect();
+        documents.expect("each line is an object with a text")
+    };
+    group.bench_function("read", |bencher| bencher.iter(read));
     let cleaner = Cleaner::new(&steps).expect("the steps are valid");
     group.bench_function("together", |bencher| {
-        bencher.iter_batched(
-            || documents.clone(),
-            |documents| {
-                let clean = || cleaner.clean(documents, &mut Report::default());
-                fingerprints(&one_core.install(clean))
-            },
-            BatchSize::PerIteration,
-        );
+        bencher.iter(|| {
+            let clean = || cleaner.clean(read(), &mut Report::default());
+            let documents = one_core.install(clean);
+            let fingerprints = fingerprints(&documents);
+            let open = |_| Ok(&fingerprints[..]);
+            find_duplicates(&duplicates, &[documents.len()], open, 1 << 30)
+        });
     });
     group.finish();
 }

@@ -131,7 +131,7 @@ fn feed_forward(d_model: usize) -> impl Strategy<Value = FeedForwardConfig> {
 }
 
 /// Mixtures without a limit: what a limit drops depends on the other tokens of the batch, later ones
-/// and padding among them.
+/// among them.
 fn mixture() -> impl Strategy<Value = MixtureConfig> {
     (1usize..5).prop_flat_map(|n_experts| {
         let weights = prop_oneof![
@@ -649,7 +649,7 @@ fn mixtures_route_within_their_capacity() {
     config.capacity = ExpertCapacity::Limited { factor: 0.5 };
     let mixture = config.init(&expert, &device);
     let x = Tensor::<3>::from_data(data(&normal(1, 2 * 9 * 4), [2, 9, 4]), &device);
-    let (_, routing) = mixture.forward(x.clone());
+    let (output, routing) = mixture.forward(x.clone(), None);
     // ⌈0.5 · 18 / 3⌉
     assert!(
         routing.load.iter().all(|&load| load <= 3),
@@ -658,10 +658,26 @@ fn mixtures_route_within_their_capacity() {
     );
     assert_eq!(routing.load.iter().sum::<usize>() + routing.dropped, 18);
 
+    // Padding takes no room and has no part in the losses.
+    let padding = Tensor::<3>::from_data(data(&normal(7, 2 * 5 * 4), [2, 5, 4]), &device);
+    let visible = Tensor::<1, Int>::arange(0..14, &device).lower_elem(9);
+    let visible: Tensor<2, Bool> = visible.unsqueeze::<2>().expand([2, 14]);
+    let padded = Tensor::cat(vec![x.clone(), padding], 1);
+    let (with_padding, same) = mixture.forward(padded, Some(visible));
+    assert_eq!((same.load, same.dropped), (routing.load, routing.dropped));
+    let real = with_padding.narrow(1, 0, 9);
+    assert_close(&values(real), &values(output), 1e-6, "outputs");
+    for (found, expected, what) in [
+        (same.balance_loss, routing.balance_loss, "balance"),
+        (same.z_loss, routing.z_loss, "z"),
+    ] {
+        assert_close(&values(found), &values(expected), 1e-6, what);
+    }
+
     // A router of zeros gives each expert the same probability.
     let mut mixture = mixture;
     mixture.router.weight = mixture.router.weight.map(|weight| weight.zeros_like());
-    let (_, routing) = mixture.forward(x);
+    let (_, routing) = mixture.forward(x, None);
     assert_close(&values(routing.balance_loss), &[1.0], 1e-6, "balance");
     assert_close(&values(routing.z_loss), &[3f64.ln().powi(2)], 1e-6, "z");
 }

@@ -133,9 +133,12 @@ fn a_killed_process_is_gone_on_with() {
     let bench = Bench::new();
     stdout(&mut bench.prepare("whole", &[]));
     let expected = contents(&bench.path("whole"));
-    let parts = bench.path("killed/parts");
-    let n_files = || fs::read_dir(&parts).map_or(0, Iterator::count);
-    for _ in 0..4 {
+    // Cleaned parts, then packed ones.
+    let [parts, tokens] = ["killed/parts", "killed/tokens"].map(|name| bench.path(name));
+    let count = |folder: &Path| fs::read_dir(folder).map_or(0, Iterator::count);
+    let mut while_packing = 0;
+    for stage in [&parts, &parts, &tokens, &tokens, &tokens] {
+        let n_files = || count(stage);
         let before = n_files();
         let mut process = std::process::Command::new(assert_cmd::cargo::cargo_bin("burn-zoo"))
             .current_dir(bench.folder.path())
@@ -149,7 +152,10 @@ fn a_killed_process_is_gone_on_with() {
         }
         process.kill().unwrap();
         process.wait().unwrap();
+        let is_packed = bench.path("killed/tokens/index.json").exists();
+        while_packing += usize::from(!is_packed && count(&tokens) > 0);
     }
+    assert!(while_packing > 0, "it was never killed while it packed");
     stdout(&mut bench.prepare("killed", &[]));
     let mut found = contents(&bench.path("killed"));
     found.retain(|name, _| {

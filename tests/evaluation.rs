@@ -10,7 +10,10 @@ use std::process::{Command, Stdio};
 use burn::tensor::{Int, Tensor, TensorData, activation};
 use burn_zoo::{
     OWN_TEXT,
-    data::tokenizer::{Tokenizer, TokenizerConfig},
+    data::{
+        marked::Reading,
+        tokenizer::{Tokenizer, TokenizerConfig},
+    },
     infer::{
         evaluate::{
             generation::{bleu, mean_rouge},
@@ -556,7 +559,7 @@ fn random_texts_have_the_scores_of_sacrebleu_and_rouge_score() {
 
 fn examples() -> Vec<Example> {
     let example = |(class, text): (usize, &str)| Example {
-        text: text.to_owned(),
+        reading: Reading::Text(text.to_owned()),
         class,
     };
     [(0, "ab"), (1, "xy"), (0, "ba"), (1, "yx")]
@@ -576,11 +579,15 @@ fn few_shot(scorer: &Scorer, shots: usize, calibration: Calibration) -> FewShot<
     FewShot::new(scorer, config, words.to_vec(), &examples()).unwrap()
 }
 
+fn readings<const N: usize>(texts: [&str; N]) -> [Reading; N] {
+    texts.map(|text| Reading::Text(text.to_owned()))
+}
+
 #[test]
 fn classes_are_as_likely_as_their_words() {
     let scorer = scorer();
     let found = few_shot(&scorer, 0, Calibration::None)
-        .classify(&["hello"])
+        .classify(&readings(["hello"]))
         .unwrap();
     let pair = |words: &str| ("hello:".to_owned(), words.to_owned());
     let scores = scorer.score_texts(&[pair("no"), pair("yes")]).unwrap();
@@ -596,10 +603,10 @@ fn classes_are_as_likely_as_their_words() {
 
     // Calibration makes texts that say nothing undecided, as their mean.
     let plain = few_shot(&scorer, 0, Calibration::None);
-    let free = plain.classify(&["N/A", "", "[MASK]"]).unwrap();
+    let free = plain.classify(&readings(["N/A", "", "[MASK]"])).unwrap();
     let prior = free.iter().map(|found| found.probabilities[0]).sum::<f64>() / 3.0;
     let calibrated = few_shot(&scorer, 0, Calibration::ContentFree)
-        .classify(&["hello"])
+        .classify(&readings(["hello"]))
         .unwrap();
     let odds = probabilities[0] / probabilities[1] / (prior / (1.0 - prior));
     let expected = [odds / (1.0 + odds), 1.0 / (1.0 + odds)];
@@ -612,7 +619,7 @@ fn examples_that_do_not_fit_are_left_out() {
     let few_shot = few_shot(&scorer, 2, Calibration::None);
     // Examples take 6 or 7 tokens, a text 12 and its mark and words 4: one of four fits, or none.
     let text = "twelve chars";
-    let found = few_shot.classify(&[text]).unwrap();
+    let found = few_shot.classify(&readings([text])).unwrap();
     let classes = [("ab", "no"), ("ba", "no"), ("xy", "yes"), ("yx", "yes")];
     let close = classes.iter().any(|(example, words)| {
         let context = format!("{example}:{words}\n{text}:");
@@ -731,9 +738,21 @@ fn the_command_classifies_with_examples_and_by_a_head() {
     fs::write(folder.join("odd.tsv"), "text\tlabel\nab\tmaybe\n").unwrap();
     let refusal = refusal_of(folder, "few-shot model rows.tsv odd.tsv");
     assert!(
-        refusal.contains("odd.tsv:1") && refusal.contains("`maybe`"),
+        refusal.contains("odd.tsv:1") && refusal.contains("\"maybe\""),
         "{refusal}"
     );
+
+    fs::write(
+        folder.join("pairs.tsv"),
+        "text\tother\tlabel\nab\tba\tyes\nxy\tyx\tno\n",
+    )
+    .unwrap();
+    let pairs =
+        "few-shot model pairs.tsv pairs.tsv --shots 1 --calibrate --pair-column other --limit 2";
+    let refusal = refusal_of(folder, pairs);
+    assert!(refusal.contains("must have {second}"), "{refusal}");
+    let with_both = format!("{pairs} --template {{second}}:{{text}}:{{label}}");
+    assert_eq!(json_of(folder, &with_both)["seeds"][0]["n_rows"], 2);
 
     assert!(refusal_of(folder, "classify model rows.tsv").contains("no head that classifies"));
     let architecture = architecture();
@@ -752,12 +771,12 @@ fn the_command_classifies_with_examples_and_by_a_head() {
     );
     let refusal = refusal_of(folder, "classify model odd.tsv");
     assert!(
-        refusal.contains("odd.tsv:1") && refusal.contains("only no, yes"),
+        refusal.contains("odd.tsv:1") && refusal.contains("expected one of no, yes"),
         "{refusal}"
     );
     let refusal = refusal_of(folder, "classify model rows.tsv --label-column class");
     assert!(
-        refusal.contains("`class`") && refusal.contains("text, label"),
+        refusal.contains("\"class\"") && refusal.contains("text, label"),
         "{refusal}"
     );
 }

@@ -11,7 +11,7 @@ use burn_train::TrainStep;
 use burn_zoo::{
     data::{
         batch::{Batch, TrainingData},
-        examples::{Example, ExampleBatch, Examples, Target},
+        examples::{Example, ExampleBatch, Examples, Target, Targets},
         tokenizer::{Tokenizer, TokenizerConfig},
     },
     models::{
@@ -19,7 +19,7 @@ use burn_zoo::{
         directory::{self, TOKENIZER},
         family::{Architecture, Task},
     },
-    nn::{Transformer, init},
+    nn::{Inputs, Transformer, init},
     train::{
         Recipe,
         objective::{Labelling, StepConfig, Trainee},
@@ -201,6 +201,56 @@ fn numbers_tags_and_answers_are_learned() {
     );
     let accuracy = run.summary.unwrap().test_accuracy.unwrap();
     assert!(accuracy > 0.9, "{accuracy}");
+}
+
+/// The recipes of the repository that learn labels, each on a table with all of their columns.
+#[test]
+fn the_example_recipes_of_labels_train() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = base(folder.path(), "bert");
+    let tables = tables(folder.path(), ".jsonl", |word, is_good, number| {
+        let (text, tag) = (
+            format!("the film is {word}"),
+            if is_good { "GOOD" } else { "BAD" },
+        );
+        let row = serde_json::json!({
+            "0": text, "1": if is_good { "1" } else { "0" },
+            "sentence1": text, "sentence2": "a b", "label": tag, "score": number,
+            "tokens": ["the", word], "ner_tags": ["O", tag],
+            "question": "the film", "context": text, "answer": word, "start": 12,
+        });
+        row.to_string()
+    });
+    let recipes = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/recipes");
+    let mut trained = 0;
+    for entry in fs::read_dir(recipes).unwrap() {
+        let path = entry.unwrap().path();
+        let text = fs::read_to_string(&path).unwrap();
+        if !text.contains("[model]\n") {
+            continue;
+        }
+        let model_path = format!("{base:?}");
+        let mut overrides = vec![
+            ("model.path", model_path.as_str()),
+            ("data.max_length", "16"),
+            ("loop.epochs", "1"),
+            ("schedule", "{ constant = {} }"),
+        ];
+        if text.contains("span_extraction") {
+            overrides.push(("objective.span_extraction.overlap", "4"));
+        }
+        let overrides: Vec<(String, String)> = overrides
+            .into_iter()
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .collect();
+        let recipe = Recipe::read(&path, &overrides)
+            .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let out = folder.path().join(path.file_stem().unwrap());
+        let summary = run(&recipe, &tables, &out).summary.unwrap();
+        assert!(summary.test_loss.unwrap().is_finite(), "{}", path.display());
+        trained += 1;
+    }
+    assert_eq!(trained, 7);
 }
 
 /// Parameters by path.
@@ -476,6 +526,27 @@ fn example(length: usize, target: Target) -> Example {
     }
 }
 
+/// The first rows of a batch, which ask for `n_asked` labels.
+fn first_rows(batch: ExampleBatch, rows: usize, n_asked: usize) -> ExampleBatch {
+    let ExampleBatch {
+        inputs, targets, ..
+    } = batch;
+    ExampleBatch {
+        inputs: Inputs {
+            visible: inputs.visible.map(|visible| visible.narrow(0, 0, rows)),
+            ..inputs.tokens.narrow(0, 0, rows).into()
+        },
+        targets: match targets {
+            Targets::Classes(classes) => Targets::Classes(classes.narrow(0, 0, rows)),
+            Targets::Numbers(numbers) => Targets::Numbers(numbers.narrow(0, 0, rows)),
+            Targets::Tokens(classes) => Targets::Tokens(classes.narrow(0, 0, rows)),
+            Targets::Spans(ends) => Targets::Spans(ends.narrow(0, 0, rows)),
+        },
+        n_asked,
+        share: batch.share,
+    }
+}
+
 /// Gradients and loss of a batch whose rows are padded with `more` tokens beyond the longest.
 fn learned(device: &Device, task: Task, examples: &[Example], more: usize) -> (Vec<f64>, f64) {
     let json = serde_json::json!({
@@ -516,7 +587,7 @@ fn learned(device: &Device, task: Task, examples: &[Example], more: usize) -> (V
         let padded: Vec<&Example> = examples.iter().chain([&long]).collect();
         let n_asked = batch.n_asked;
         batch = ExampleBatch::new(&padded, 0, &device);
-        batch = batch.first(examples.len(), n_asked);
+        batch = first_rows(batch, examples.len(), n_asked);
     }
     let output = TrainStep::step(&trainee, batch);
     struct Collect<'a>(&'a burn::optim::GradientsParams, Vec<f64>);

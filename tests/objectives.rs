@@ -14,8 +14,8 @@ use burn_zoo::{
         shards::TokenSource,
         vocabulary::{TokenKind, Vocabulary},
         windows::{
-            Corruption, Infilling, InfillingMarks, Masking, NOT_ASKED, Noise, Prediction, Splits,
-            StepShape, TokenBatch, Windows,
+            Corruption, Infilling, InfillingMarks, Masking, NOT_ASKED, Noise, Order, Prediction,
+            Splits, StepShape, TokenBatch, Windows,
         },
     },
     models::{directory, family::Architecture},
@@ -140,6 +140,41 @@ fn windows(prediction: Prediction, context_length: usize, device: &Device) -> To
     };
     let windows = Windows::new(splits, shape(context_length), prediction, 5).unwrap();
     first(&windows, device)
+}
+
+/// Passages in a shuffled order come once each in a pass, and differently in the next.
+#[test]
+fn a_pass_reads_each_passage_once() {
+    let device = processor();
+    let train: Vec<u32> = (0..61).collect();
+    let splits = Splits {
+        train: train.into(),
+        valid: text(20).into(),
+    };
+    // Ten passages of six tokens and one to predict: five steps of two batches make three passes.
+    let shape = StepShape {
+        batch_size: 3,
+        accumulation: 2,
+        context_length: 6,
+    };
+    let windows = Windows::new(splits, shape, Prediction::Next, 5).unwrap();
+    let windows = windows.with_order(Order::Shuffled);
+    let firsts = |steps: std::ops::Range<usize>| -> Vec<i64> {
+        let batches = windows.train(steps, &device);
+        let batches = batches.iter().map(|batch| batch.unwrap());
+        batches
+            .flat_map(|batch| integers(batch.inputs.tokens.narrow(1, 0, 1)))
+            .collect()
+    };
+    let seen = firsts(0..5);
+    let passes: Vec<&[i64]> = seen.chunks(10).collect();
+    for pass in &passes {
+        let mut sorted = pass.to_vec();
+        sorted.sort_unstable();
+        assert_eq!(sorted, (0..10).map(|n| n * 6).collect::<Vec<i64>>());
+    }
+    assert_ne!(passes[0], passes[1]);
+    assert_eq!(firsts(3..5), seen[18..], "from a later step");
 }
 
 fn pairs(device: &Device) -> PairBatch {

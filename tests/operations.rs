@@ -4,7 +4,7 @@
 mod common;
 
 use burn::tensor::{Device, Tensor, activation};
-use burn_zoo::ops::{AttentionMask, NormKind, Scoring, attention, exact_gelu, normalize};
+use burn_zoo::ops::{AttentionMask, NormKind, Scoring, attention, dropout, exact_gelu, normalize};
 use common::{
     assert_close, data, devices, normal, normal_density, normal_distribution, processor, values,
 };
@@ -433,6 +433,124 @@ fn normalisation_is_right_on_every_backend() {
             };
             check_norm(sizes, &found.device, &found.name);
         }
+    }
+}
+
+/// Sizes that kernels for the processor share among threads and cut into vectors, against tracked operations.
+#[test]
+fn large_sizes_are_as_right_as_small_ones() {
+    let device = processor();
+    let sizes = Sizes {
+        batch: 2,
+        n_kv_heads: 3,
+        group: 2,
+        seq_q: 67,
+        seq_k: 101,
+        head_dim: 8,
+        mask: AttentionMask::Banded { window: 90 },
+    };
+    let bias_shape = [2, 1, 1, sizes.seq_k];
+    let bias = Tensor::<4>::from_data(
+        data(&normal(9, 2 * sizes.seq_k), bias_shape),
+        &device.clone().autodiff(),
+    );
+    let ours = with_gradients(sizes, &device, |q, k, v| {
+        attention(q, k, v, Some(bias.clone()), sizes.scoring())
+    });
+    let composed = with_gradients(sizes, &device, |q, k, v| {
+        composed_attention(sizes, q, k, v, Some(bias.clone()))
+    });
+    for (ours, composed) in ours.iter().zip(&composed) {
+        assert_close(ours, composed, 5e-5, "attention");
+    }
+
+    let (rows, d_model) = (411, 99);
+    for (kind, has_bias) in [(NormKind::Layer, true), (NormKind::Rms, false)] {
+        let sizes = Rows {
+            rows,
+            d_model,
+            kind,
+            bias: has_bias,
+        };
+        let autodiff = device.clone().autodiff();
+        let run = |ours: bool| {
+            let matrix = |seed| {
+                Tensor::<2>::from_data(
+                    data(&normal(seed, rows * d_model), [rows, d_model]),
+                    &autodiff,
+                )
+            };
+            let vector = |seed| {
+                Tensor::<1>::from_data(data(&normal(seed, d_model), [d_model]), &autodiff)
+                    .require_grad()
+            };
+            let (input, weight, shift) = (matrix(1).require_grad(), vector(2), vector(3));
+            let bias = has_bias.then(|| shift.clone());
+            let output = match ours {
+                true => normalize(input.clone(), weight.clone(), bias, kind, EPSILON),
+                false => composed_norm(sizes, input.clone(), weight.clone(), bias),
+            };
+            let grads = (output.clone() * matrix(4)).sum().backward();
+            [
+                values(output),
+                values(input.grad(&grads).unwrap()),
+                values(weight.grad(&grads).unwrap()),
+                shift.grad(&grads).map_or_else(Vec::new, values),
+            ]
+        };
+        for (ours, composed) in run(true).iter().zip(run(false)) {
+            assert_close(ours, &composed, 1e-4, &format!("{sizes:?}"));
+        }
+    }
+
+    let x = normal(5, 50_000);
+    let input = Tensor::<1>::from_data(data(&x, [x.len()]), &device);
+    let expected: Vec<f64> = x.iter().map(|&x| x * normal_distribution(x)).collect();
+    assert_close(&values(exact_gelu(input)), &expected, 1e-6, "gelu");
+}
+
+/// As many values as are meant to become 0, anywhere; the others are larger; and the gradient knows which.
+#[test]
+fn dropout_keeps_the_mean_and_its_gradient_the_same_values() {
+    const N: usize = 40_000;
+    const PROBABILITY: f64 = 0.3;
+    for found in devices() {
+        let device = found.device.clone().autodiff();
+        let draw = |seed| {
+            device.seed(seed);
+            let ones = Tensor::<2>::ones([100, N / 100], &device).require_grad();
+            let output = dropout(ones.clone(), PROBABILITY);
+            let grads = output.clone().sum().backward();
+            let [output, grad] = [output.inner(), ones.grad(&grads).unwrap()].map(values);
+            assert_close(&output, &grad, 0.0, &found.name);
+            output
+        };
+        let output = draw(1);
+        let is_dropped: Vec<bool> = output.iter().map(|&value| value == 0.0).collect();
+        let kept = 1.0 / (1.0 - PROBABILITY);
+        for value in output.iter().filter(|&&value| value != 0.0) {
+            assert!((value - kept).abs() < 1e-6, "{}: {value}", found.name);
+        }
+        // Four standard deviations of a fair draw, also of neighbours that are dropped both.
+        let assert_share = |count: usize, of: usize, p: f64, what: &str| {
+            let (share, deviation) = (count as f64 / of as f64, (p * (1.0 - p) / of as f64).sqrt());
+            assert!(
+                (share - p).abs() < 4.0 * deviation,
+                "{}: {what} {share}",
+                found.name
+            );
+        };
+        let dropped = is_dropped.iter().filter(|&&dropped| dropped).count();
+        assert_share(dropped, N, PROBABILITY, "dropped");
+        for distance in [1, 2, 16, N / 100] {
+            let pairs = is_dropped.iter().zip(&is_dropped[distance..]);
+            let both = pairs.filter(|&(&a, &b)| a && b).count();
+            assert_share(both, N - distance, PROBABILITY.powi(2), "both dropped");
+        }
+        assert_ne!(output, draw(2), "{}: another seed", found.name);
+        assert_eq!(output, draw(1), "{}: the same seed", found.name);
+        let whole = dropout(Tensor::<1>::ones([8], &found.device), 0.0);
+        assert_eq!(values(whole), [1.0; 8], "{}", found.name);
     }
 }
 

@@ -7,6 +7,7 @@ import json
 import sys
 
 import torch
+from perplexity import log_likelihoods, loss
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -38,29 +39,6 @@ config = GPT2Config(
 model = GPT2LMHeadModel(config).eval()
 model.save_pretrained(folder)
 
-
-def log_likelihoods(ids):
-    """log p of each token but the first."""
-    with torch.no_grad():
-        logits = model(torch.tensor([ids[:-1]])).logits[0].double()
-    return logits.log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
-
-
-def loss(ids, context, stride):
-    """The mean of -log p by the windows of "Perplexity of fixed-length models"."""
-    total, count, known = 0.0, 0, 0
-    for begin in range(0, len(ids), stride):
-        end = min(begin + context, len(ids))
-        new = min(end - known, end - begin - 1)
-        if new > 0:
-            total -= log_likelihoods(ids[begin:end])[-new:].sum().item()
-            count += new
-        known = end
-        if end == len(ids):
-            break
-    return total / count
-
-
 ids = tokenizer.encode(text).ids
 windows = [[48, 24], [48, 48], [48, 7], [20, 1], [10, 9]]
 pairs = [["The model", " reads"], ["", "tokens"], ["a trailing space ", "moves"], [text[:300], " end of it"]]
@@ -70,12 +48,12 @@ for before, after in pairs:
     context = tokenizer.encode(kept).ids or [0]
     whole = ([] if kept else [0]) + tokenizer.encode(before + after).ids
     n = len(whole) - len(context)
-    scores.append([log_likelihoods(whole[-49:])[-n:].sum().item(), n])
+    scores.append([log_likelihoods(model, whole[-49:])[-n:].sum().item(), n])
 print(
     json.dumps(
         {
-            "windows": [[context, stride, loss(ids, context, stride)] for context, stride in windows],
-            "with_mark": loss([0] + ids, 48, 24),
+            "windows": [[context, stride, loss(model, ids, context, stride)] for context, stride in windows],
+            "with_mark": loss(model, [0] + ids, 48, 24),
             "n_tokens": len(ids),
             "pairs": pairs,
             "scores": scores,

@@ -1,16 +1,17 @@
 //! Labelled examples as batches: padded to the longest, in an order that follows from the seed.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::data::dataloader::DataLoader;
-use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 use burn_zoo_nn::Inputs;
 use rand::{SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 
 use crate::{
     batch::{Batch, Numbered, TrainingData},
+    rows::{ids, padded, visible},
     windows::NOT_ASKED,
 };
 
@@ -86,66 +87,24 @@ impl ExampleBatch {
     ///
     /// When there are none, or their targets are of different kinds.
     pub fn new(examples: &[&Example], padding: u32, device: &Device) -> Self {
-        let batch = examples.len();
-        let seq = examples.iter().map(|example| example.tokens.len()).max();
-        let seq = seq.expect("a batch has at least one example");
-        let rows = |row: &dyn Fn(&Example) -> Vec<i32>, fill: i32| {
-            let mut values = Vec::with_capacity(batch * seq);
-            for (number, example) in examples.iter().enumerate() {
-                values.extend(row(example));
-                values.resize((number + 1) * seq, fill);
-            }
-            Tensor::<2, Int>::from_data(TensorData::new(values, [batch, seq]), device)
+        assert!(!examples.is_empty(), "a batch has at least one example");
+        let matrix = |row: &dyn Fn(&Example) -> Vec<i32>, fill: i32| {
+            let rows: Vec<Vec<i32>> = examples.iter().map(|example| row(example)).collect();
+            padded(rows.iter().map(Vec::as_slice), fill, device)
         };
-        let ids = |ids: &[u32]| ids.iter().map(|&id| id as i32).collect();
-        let tokens = rows(&|example| ids(&example.tokens), padding as i32);
-        let has_padding = examples.iter().any(|example| example.tokens.len() < seq);
-        let visible = has_padding.then(|| {
-            let real = examples.iter().flat_map(|example| {
-                let length = example.tokens.len();
-                (0..seq).map(move |position| position < length)
-            });
-            let real: Vec<bool> = real.collect();
-            Tensor::<2, Bool>::from_data(TensorData::new(real, [batch, seq]), device)
-        });
-        let has_segments = examples
-            .iter()
-            .any(|example| example.segments.iter().any(|&segment| segment > 0));
-        let segments = has_segments.then(|| rows(&|example| ids(&example.segments), 0));
+        let tokens = matrix(&|example| ids(&example.tokens), padding as i32);
+        let lengths = examples.iter().map(|example| example.tokens.len());
+        let mut segments = examples.iter().flat_map(|example| &example.segments);
+        let has_segments = segments.any(|&segment| segment > 0);
         Self {
             inputs: Inputs {
-                visible,
-                segments,
+                visible: visible(lengths, device),
+                segments: has_segments.then(|| matrix(&|example| ids(&example.segments), 0)),
                 ..tokens.into()
             },
             n_asked: examples.iter().map(|example| example.n_asked()).sum(),
-            targets: targets(examples, rows, device),
+            targets: targets(examples, matrix, device),
             share: 1.0,
-        }
-    }
-
-    /// Its first rows, which ask for `n_asked` labels.
-    pub fn first(self, rows: usize, n_asked: usize) -> Self {
-        Self {
-            inputs: Inputs {
-                visible: self
-                    .inputs
-                    .visible
-                    .map(|visible| visible.narrow(0, 0, rows)),
-                segments: self
-                    .inputs
-                    .segments
-                    .map(|segments| segments.narrow(0, 0, rows)),
-                ..self.inputs.tokens.narrow(0, 0, rows).into()
-            },
-            targets: match self.targets {
-                Targets::Classes(classes) => Targets::Classes(classes.narrow(0, 0, rows)),
-                Targets::Numbers(numbers) => Targets::Numbers(numbers.narrow(0, 0, rows)),
-                Targets::Tokens(classes) => Targets::Tokens(classes.narrow(0, 0, rows)),
-                Targets::Spans(ends) => Targets::Spans(ends.narrow(0, 0, rows)),
-            },
-            n_asked,
-            share: self.share,
         }
     }
 }
@@ -166,7 +125,7 @@ fn mixed() -> ! {
 
 fn targets(
     examples: &[&Example],
-    rows: impl Fn(&dyn Fn(&Example) -> Vec<i32>, i32) -> Tensor<2, Int>,
+    matrix: impl Fn(&dyn Fn(&Example) -> Vec<i32>, i32) -> Tensor<2, Int>,
     device: &Device,
 ) -> Targets {
     let each = |value: &dyn Fn(&Target) -> i32| {
@@ -189,7 +148,7 @@ fn targets(
             let numbers: Vec<f32> = numbers.collect();
             Targets::Numbers(Tensor::from_data(numbers.as_slice(), device))
         }
-        Target::Tokens(_) => Targets::Tokens(rows(
+        Target::Tokens(_) => Targets::Tokens(matrix(
             &|example| match &example.target {
                 Target::Tokens(classes) => classes.clone(),
                 _ => mixed(),
@@ -236,27 +195,33 @@ impl Examples {
         (self.batches_per_epoch() * epochs).div_ceil(self.accumulation)
     }
 
-    /// The examples of a batch of the run: each pass has its own order.
-    fn train_batch(&self, index: usize, device: &Device) -> ExampleBatch {
-        let per_epoch = self.batches_per_epoch();
-        let (epoch, place) = (index / per_epoch, index % per_epoch);
+    /// The order of a pass over what is learned from: each has its own.
+    fn order(&self, epoch: usize) -> Vec<usize> {
         let mut generator = ChaCha8Rng::seed_from_u64(self.seed);
         generator.set_stream(epoch as u64);
         let mut order: Vec<usize> = (0..self.train.len()).collect();
         order.shuffle(&mut generator);
-        let first = place * self.batch_size;
-        let chosen = &order[first..(first + self.batch_size).min(order.len())];
-        let examples: Vec<&Example> = chosen.iter().map(|&index| &self.train[index]).collect();
-        ExampleBatch::new(&examples, self.padding, device)
+        order
     }
 }
 
 impl TrainingData<ExampleBatch> for Examples {
     fn train(&self, steps: Range<usize>, device: &Device) -> Arc<dyn DataLoader<ExampleBatch>> {
         let batches = steps.start * self.accumulation..steps.end * self.accumulation;
-        let examples = self.clone();
+        let (examples, per_epoch) = (self.clone(), self.batches_per_epoch());
+        // The order of the last pass, which the next batch most likely is of.
+        let last = Mutex::new((0, self.order(0)));
         Arc::new(Numbered::new(batches, device, move |index, device| {
-            Ok(examples.train_batch(index, device))
+            let (epoch, place) = (index / per_epoch, index % per_epoch);
+            let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+            if last.0 != epoch {
+                *last = (epoch, examples.order(epoch));
+            }
+            let first = place * examples.batch_size;
+            let chosen = &last.1[first..(first + examples.batch_size).min(last.1.len())];
+            let chosen = chosen.iter().map(|&index| &examples.train[index]);
+            let chosen: Vec<&Example> = chosen.collect();
+            Ok(ExampleBatch::new(&chosen, examples.padding, device))
         }))
     }
 

@@ -15,6 +15,7 @@ use crate::{
     document::Origin,
     examples::{Example, Target},
     marked::{Cut, Marked, Reading},
+    shards::uniform,
     sources::{BadRows, Format, Record, SourceConfig, SourceError},
     tokenizer::{Tokenizer, TokenizerError},
     windows::NOT_ASKED,
@@ -38,7 +39,7 @@ pub enum LabelledError {
         path: PathBuf,
     },
     /// A row lacks a column.
-    #[error("{origin}: no column {column:?}; there are {}; name them in the recipe's objective", there.join(", "))]
+    #[error("{origin}: no column {column:?}; there are {}", there.join(", "))]
     NoColumn {
         /// The row.
         origin: Origin,
@@ -295,9 +296,7 @@ pub fn few(rows: Vec<Row>, shots: usize, seed: u64) -> Result<Vec<Row>, Labelled
 impl Row {
     /// A number from 0 to 1 that follows from the text alone.
     fn share(&self) -> f64 {
-        let text = format!("{:?}", self.reading);
-        let hash = twox_hash::XxHash3_64::oneshot(text.as_bytes());
-        hash as f64 / u64::MAX as f64
+        uniform(&format!("{:?}", self.reading), 0)
     }
 }
 
@@ -318,7 +317,12 @@ fn table_called(folder: &Path, names: &[&str]) -> Result<Option<PathBuf>, Labell
 }
 
 impl Labels {
-    fn rows(&self, path: &Path, format: &TableFormat) -> Result<Vec<Row>, LabelledError> {
+    /// The rows of a table, or of all tables of a folder.
+    ///
+    /// # Errors
+    ///
+    /// When a file or a row cannot be read.
+    pub fn rows(&self, path: &Path, format: &TableFormat) -> Result<Vec<Row>, LabelledError> {
         let source = SourceConfig {
             format: format.format,
             ..SourceConfig::new(path.display().to_string())

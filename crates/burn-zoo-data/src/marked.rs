@@ -59,8 +59,6 @@ impl Tokenizer {
     /// Each reading with marks, at most `max_length` tokens with them: one entry a reading, or several where a
     /// long one is read in pieces.
     ///
-    /// The tokenizer's own padding and truncation are set aside.
-    ///
     /// # Errors
     ///
     /// When the tokenizer refuses, such as a first text that leaves no room for the second.
@@ -70,20 +68,18 @@ impl Tokenizer {
         max_length: usize,
         cut: Cut,
     ) -> Result<Vec<Vec<Marked>>, TokenizerError> {
-        let mut tokenizer = self.library.clone();
         let (strategy, stride) = match cut {
             Cut::End => (TruncationStrategy::LongestFirst, 0),
             Cut::Slide { overlap } => (TruncationStrategy::OnlySecond, overlap),
         };
-        tokenizer.with_padding(None);
-        tokenizer.with_truncation(Some(TruncationParams {
+        let library = self.truncating(TruncationParams {
             direction: TruncationDirection::Right,
             max_length,
             strategy,
             stride,
-        }))?;
+        })?;
         let inputs: Vec<EncodeInput<'_>> = readings.iter().map(Reading::input).collect();
-        let encodings = tokenizer.encode_batch(inputs, true)?;
+        let encodings = library.encode_batch(inputs, true)?;
         let pieces = encodings.into_iter().map(|mut encoding| {
             let rest = match cut {
                 Cut::End => Vec::new(),

@@ -70,7 +70,7 @@ impl SequenceClassifier {
         let name = |id: usize| names.get(id).cloned().unwrap_or(format!("LABEL_{id}"));
         Ok(Self {
             model,
-            tokenizer: Tokenizer::load(&path.join(directory::TOKENIZER))?,
+            tokenizer: Tokenizer::load(&directory::tokenizer(path)?)?,
             labels: (0..n_labels).map(name).collect(),
             architecture,
             device: device.clone(),

@@ -193,7 +193,7 @@ impl SentenceEncoder {
     pub fn load(directory: &Path, device: &Device) -> Result<Self, EmbedError> {
         let (folder, mut config) = read_modules(directory)?;
         let (model, architecture) = directory::load(&folder, device)?;
-        let tokenizer = Tokenizer::load(&folder.join(directory::TOKENIZER))?;
+        let tokenizer = Tokenizer::load(&directory::tokenizer(&folder)?)?;
         let blocks = &architecture.transformer.stack.blocks;
         let sees_all = |pattern| pattern == AttentionPattern::Bidirectional;
         if config.max_length == 0 {

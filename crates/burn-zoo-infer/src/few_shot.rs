@@ -1,6 +1,7 @@
 //! Classification by a decoder that was never trained for it: a prompt of labelled examples, and the
 //! likelihood of each label's words after the text (Brown et al. 2020, arXiv:2005.14165).
 
+use burn_zoo_data::marked::Reading;
 use rand::{SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
@@ -10,11 +11,11 @@ use crate::evaluate::{
     softmax,
 };
 
-/// A text with its class.
+/// A text, or a pair of texts, with its class.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Example {
     /// The text.
-    pub text: String,
+    pub reading: Reading,
     /// The number of its class.
     pub class: usize,
 }
@@ -35,8 +36,8 @@ pub enum Calibration {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct FewShotConfig {
-    /// An example, with `{text}` where its text stands and `{label}`, at the end, where the words of its class
-    /// stand.
+    /// An example, with `{text}` where its text stands, `{second}` where the second of a pair does, and `{label}`, at
+    /// the end, where the words of its class stand.
     pub template: String,
     /// What stands between examples.
     pub separator: String,
@@ -101,14 +102,20 @@ pub struct Prediction {
     pub probabilities: Vec<f64>,
 }
 
-/// The parts of a template around the text and before the label.
-struct Template {
-    before: String,
-    after: String,
+/// A template without its label.
+struct Template(Vec<Part>);
+
+enum Part {
+    Literal(String),
+    /// The text, or the first of a pair.
+    Text,
+    /// The second of a pair.
+    Second,
 }
 
 impl Template {
-    fn parse(template: &str) -> Result<Self, FewShotError> {
+    /// Reads a template for texts that come in pairs, or do not.
+    fn parse(template: &str, of_pairs: bool) -> Result<Self, FewShotError> {
         let problem = |problem| FewShotError::Template {
             template: template.to_owned(),
             problem,
@@ -116,21 +123,51 @@ impl Template {
         let question = template
             .strip_suffix("{label}")
             .ok_or_else(|| problem("must end with {label}: it is what the model predicts"))?;
-        let (before, after) = question
-            .split_once("{text}")
-            .ok_or_else(|| problem("must have {text} before {label}"))?;
-        if after.contains("{text}") || question.contains("{label}") {
-            return Err(problem("must have {text} and {label} once"));
+        let count = |place: &str| question.matches(place).count();
+        match (count("{text}"), count("{second}"), count("{label}")) {
+            (1, second, 0) if second == usize::from(of_pairs) => {}
+            (0, _, _) => return Err(problem("must have {text} before {label}")),
+            (_, 0, _) if of_pairs => {
+                return Err(problem("must have {second}: texts come in pairs"));
+            }
+            (_, second, _) if !of_pairs && second > 0 => {
+                return Err(problem("has {second}, but texts are single"));
+            }
+            _ => return Err(problem("must have each of its places once")),
         }
-        Ok(Self {
-            before: before.to_owned(),
-            after: after.to_owned(),
-        })
+        let mut parts = Vec::new();
+        let mut rest = question;
+        while let Some((before, place, after)) = first_place(rest) {
+            parts.extend([Part::Literal(before.to_owned()), place]);
+            rest = after;
+        }
+        parts.push(Part::Literal(rest.to_owned()));
+        Ok(Self(parts))
     }
 
-    fn question(&self, text: &str) -> String {
-        format!("{}{text}{}", self.before, self.after)
+    fn question(&self, reading: &Reading) -> String {
+        let (text, second) = match reading {
+            Reading::Text(text) => (text.clone(), ""),
+            Reading::Words(words) => (words.join(" "), ""),
+            Reading::Pair(text, second) => (text.clone(), second.as_str()),
+        };
+        let parts = self.0.iter().map(|part| match part {
+            Part::Literal(literal) => literal,
+            Part::Text => text.as_str(),
+            Part::Second => second,
+        });
+        parts.collect()
     }
+}
+
+/// What stands before the first place of a template, the place, and what follows.
+fn first_place(template: &str) -> Option<(&str, Part, &str)> {
+    let places = [("{text}", Part::Text), ("{second}", Part::Second)];
+    let found = places
+        .into_iter()
+        .filter_map(|(name, part)| Some((template.split_once(name)?, part)));
+    let ((before, after), part) = found.min_by_key(|((before, _), _)| before.len())?;
+    Some((before, part, after))
 }
 
 /// A decoder with examples of the classes it tells apart.
@@ -166,11 +203,13 @@ impl<'a> FewShot<'a> {
         if words.len() < 2 {
             return Err(FewShotError::TooFewClasses(words.len()));
         }
-        let template = Template::parse(&config.template)?;
+        let is_pair = |example: &Example| matches!(example.reading, Reading::Pair(..));
+        let of_pairs = examples.iter().any(is_pair);
+        let template = Template::parse(&config.template, of_pairs)?;
         let chosen = choose(examples, &words, config.shots, config.seed)?;
         let examples = chosen
             .into_iter()
-            .map(|example| template.question(&example.text) + &words[example.class]);
+            .map(|example| template.question(&example.reading) + &words[example.class]);
         let mut few_shot = Self {
             scorer,
             examples: examples.collect(),
@@ -180,7 +219,11 @@ impl<'a> FewShot<'a> {
             words,
         };
         if few_shot.config.calibration == Calibration::ContentFree {
-            let free = few_shot.classify(&["N/A", "", "[MASK]"])?;
+            let free = ["N/A", "", "[MASK]"].map(|nothing| match of_pairs {
+                true => Reading::Pair(nothing.to_owned(), nothing.to_owned()),
+                false => Reading::Text(nothing.to_owned()),
+            });
+            let free = few_shot.classify(&free)?;
             for (class, prior) in few_shot.prior.iter_mut().enumerate() {
                 let sum: f64 = free.iter().map(|found| found.probabilities[class]).sum();
                 *prior = sum / free.len() as f64;
@@ -195,10 +238,10 @@ impl<'a> FewShot<'a> {
     /// # Errors
     ///
     /// When a prompt cannot be encoded or scored.
-    pub fn classify<T: AsRef<str>>(&self, texts: &[T]) -> Result<Vec<Prediction>, FewShotError> {
-        let mut pairs = Vec::with_capacity(texts.len() * self.words.len());
-        for text in texts {
-            let prompt = self.prompt(text.as_ref())?;
+    pub fn classify(&self, readings: &[Reading]) -> Result<Vec<Prediction>, FewShotError> {
+        let mut pairs = Vec::with_capacity(readings.len() * self.words.len());
+        for reading in readings {
+            let prompt = self.prompt(reading)?;
             let pair = |words: &String| (prompt.clone(), words.clone());
             pairs.extend(self.words.iter().map(pair));
         }
@@ -227,8 +270,8 @@ impl<'a> FewShot<'a> {
     }
 
     /// The instruction, the examples that fit, and the question.
-    fn prompt(&self, text: &str) -> Result<String, ScoreError> {
-        let question = self.template.question(text);
+    fn prompt(&self, reading: &Reading) -> Result<String, ScoreError> {
+        let question = self.template.question(reading);
         let FewShotConfig {
             separator,
             instruction,
@@ -295,7 +338,7 @@ mod tests {
 
     fn examples(classes: &[usize]) -> Vec<Example> {
         let example = |(index, &class): (usize, &usize)| Example {
-            text: format!("text {index}"),
+            reading: Reading::Text(format!("text {index}")),
             class,
         };
         classes.iter().enumerate().map(example).collect()
@@ -309,17 +352,27 @@ mod tests {
 
     #[test]
     fn a_template_has_a_text_and_ends_with_a_label() {
-        for (template, expected) in [
-            ("{text} {label}.", "must end with {label}"),
-            ("text: {label}", "must have {text}"),
-            ("{text} {text} {label}", "once"),
-            ("{text} {label} {label}", "once"),
+        for (template, of_pairs, expected) in [
+            ("{text} {label}.", false, "must end with {label}"),
+            ("text: {label}", false, "must have {text}"),
+            ("{text} {text} {label}", false, "once"),
+            ("{text} {label} {label}", false, "once"),
+            ("{text} {label}", true, "must have {second}"),
+            ("{second} {text} {label}", false, "has {second}"),
+            ("{text} {second} {second} {label}", true, "once"),
         ] {
-            let error = Template::parse(template).err().unwrap().to_string();
+            let error = Template::parse(template, of_pairs)
+                .err()
+                .unwrap()
+                .to_string();
             assert!(error.contains(expected), "{error}");
         }
-        let template = Template::parse("Q: {text}\nA: {label}").unwrap();
-        assert_eq!(template.question("why?"), "Q: why?\nA: ");
+        let template = Template::parse("Q: {text}\nA: {label}", false).unwrap();
+        let question = template.question(&Reading::Text("why {second}?".to_owned()));
+        assert_eq!(question, "Q: why {second}?\nA: ");
+        let template = Template::parse("{second}, for {text}? {label}", true).unwrap();
+        let pair = Reading::Pair("it rains".to_owned(), "it is wet".to_owned());
+        assert_eq!(template.question(&pair), "it is wet, for it rains? ");
     }
 
     #[test]
@@ -343,7 +396,7 @@ mod tests {
             for class in 0..3 {
                 prop_assert_eq!(chosen.iter().filter(|e| e.class == class).count(), shots);
             }
-            let mut texts: Vec<&str> = chosen.iter().map(|e| e.text.as_str()).collect();
+            let mut texts: Vec<String> = chosen.iter().map(|e| format!("{:?}", e.reading)).collect();
             texts.sort_unstable();
             texts.dedup();
             prop_assert_eq!(texts.len(), 3 * shots);

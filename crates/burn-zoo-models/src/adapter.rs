@@ -22,8 +22,8 @@ use crate::{
     directory::{self, DirectoryError},
     family::{Architecture, Task},
     files,
-    names::{Layout, Part},
-    weights::{self, ParameterValue, Tensors, WeightsError},
+    names::{Layout, Part, kind},
+    weights::{self, ModulePath, ParameterValue, Tensors, WeightsError},
 };
 
 /// The file name of an adapter's configuration.
@@ -115,15 +115,6 @@ pub fn add(
         }
     }
     Ok(adapted)
-}
-
-/// A path with its numbers replaced by `*`.
-fn kind(path: &str) -> String {
-    let parts = path.split('.').map(|part| match part.parse::<usize>() {
-        Ok(_) => "*",
-        Err(_) => part,
-    });
-    parts.collect::<Vec<_>>().join(".")
 }
 
 /// Adds each adapter to its matrix and drops it.
@@ -564,18 +555,19 @@ fn factors(
     if a_shape[..] != [rank, d_input] || b_shape[..] != [d_output * part.of(), rank] {
         return None;
     }
-    let ours_a = (0..d_input * rank).map(|index| a[index % rank * d_input + index / rank]);
-    let ours_b = (0..rank * d_output).map(|index| {
-        let (r, output) = (index / d_output, index % d_output);
-        b[part.position(output, d_output) * rank + r]
-    });
+    let layout = |part| Layout {
+        is_transposed: true,
+        part,
+    };
+    let ours_a = weights::ours(a, &[d_input, rank], layout(Part::Whole));
+    let ours_b = weights::ours(b, &[rank, d_output], layout(part));
     let device = linear.weight.lazy_device();
     let param = |values: Vec<f32>, shape: [usize; 2]| {
         Param::from_data(TensorData::new(values, shape), &device)
     };
     Some(Lora::new(
-        param(ours_a.collect(), [d_input, rank]),
-        param(ours_b.collect(), [rank, d_output]),
+        param(ours_a, [d_input, rank]),
+        param(ours_b, [rank, d_output]),
         fields.lora_dropout,
         fields.scale(module),
     ))
@@ -588,20 +580,20 @@ fn take_whole(
     tensors: &mut BTreeMap<String, Matrix>,
 ) -> BTreeSet<String> {
     struct Taker<'a> {
-        path: Vec<String>,
+        path: ModulePath,
         architecture: &'a Architecture,
         tensors: &'a mut BTreeMap<String, Matrix>,
         taken: BTreeSet<String>,
     }
     impl ModuleMapper for Taker<'_> {
         fn enter_module(&mut self, name: &str, _: &str) {
-            self.path.push(name.to_owned());
+            self.path.enter(name);
         }
         fn exit_module(&mut self, _: &str, _: &str) {
-            self.path.pop();
+            self.path.exit();
         }
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-            let path = self.path.join(".");
+            let path = self.path.name();
             let Some(source) = self.architecture.names.source(&path) else {
                 return param;
             };
@@ -624,7 +616,7 @@ fn take_whole(
         }
     }
     let mut taker = Taker {
-        path: Vec::new(),
+        path: ModulePath::default(),
         architecture,
         tensors,
         taken: BTreeSet::new(),

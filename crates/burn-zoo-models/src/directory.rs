@@ -147,6 +147,20 @@ pub fn load_body(
     Ok((model, architecture, new))
 }
 
+/// Where the tokenizer of a model directory is: in it, or, if that holds an [`adapter`] alone, in the directory of the
+/// model that it is for.
+///
+/// # Errors
+///
+/// When the directory of an adapter does not say what it is for.
+pub fn tokenizer(directory: &Path) -> Result<PathBuf, DirectoryError> {
+    let path = directory.join(TOKENIZER);
+    match !path.exists() && adapter::is_there(directory) {
+        true => Ok(adapter::base(directory)?.join(TOKENIZER)),
+        false => Ok(path),
+    }
+}
+
 /// Takes over the frequencies of rotary positions that a checkpoint has in 16 bits, if it has.
 fn read_frequencies(
     architecture: &mut Architecture,

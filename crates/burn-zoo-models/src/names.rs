@@ -137,6 +137,11 @@ fn abstracted(name: &str) -> (String, Vec<&str>) {
     (parts.join("."), numbers)
 }
 
+/// A path with its numbers replaced by `*`: what layers of a kind have in common.
+pub fn kind(path: &str) -> String {
+    abstracted(path).0.replace('#', "*")
+}
+
 /// Replaces each `#` by its number.
 fn filled(pattern: &str, numbers: &[&str]) -> String {
     let mut numbers = numbers.iter();

@@ -72,18 +72,18 @@ pub enum WeightsError {
 
 /// Keeps track of where in a module a visitor is.
 #[derive(Default)]
-struct ModulePath(Vec<String>);
+pub(crate) struct ModulePath(Vec<String>);
 
 impl ModulePath {
-    fn enter(&mut self, name: &str) {
+    pub(crate) fn enter(&mut self, name: &str) {
         self.0.push(name.to_owned());
     }
 
-    fn exit(&mut self) {
+    pub(crate) fn exit(&mut self) {
         self.0.pop();
     }
 
-    fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         self.0.join(".")
     }
 }
@@ -391,7 +391,7 @@ impl MappedFile {
 ///
 /// When a file cannot be read, is damaged, or differs from the module; every difference is named.
 pub fn load<M: Module>(module: M, names: &Names, directory: &Path) -> Result<M, WeightsError> {
-    load_except(module, names, directory, |_| false).map(|(module, _)| module)
+    read_into(module, names, directory, None).map(|(module, _)| module)
 }
 
 /// The same where parameters of which `may_differ` says so, by their path in the module, keep their values when
@@ -402,7 +402,16 @@ pub fn load_except<M: Module>(
     directory: &Path,
     may_differ: fn(&str) -> bool,
 ) -> Result<(M, Vec<String>), WeightsError> {
-    let is_exact = !["head", "pooler"].into_iter().any(may_differ);
+    read_into(module, names, directory, Some(may_differ))
+}
+
+/// Reads all parameters of a module, or all but those that may differ, which are listed.
+fn read_into<M: Module>(
+    module: M,
+    names: &Names,
+    directory: &Path,
+    may_differ: Option<fn(&str) -> bool>,
+) -> Result<(M, Vec<String>), WeightsError> {
     let files = checkpoint_files(directory)?;
     let files = files.into_iter().map(MappedFile::open);
     let files = files.collect::<Result<Vec<_>, _>>()?;
@@ -432,7 +441,7 @@ pub fn load_except<M: Module>(
     } = loader;
     let unexpected = views
         .keys()
-        .filter(|name| is_exact && !used.contains(*name) && !names.is_ignored(name));
+        .filter(|name| may_differ.is_none() && !used.contains(*name) && !names.is_ignored(name));
     problems.extend(unexpected.map(|name| format!("`{name}` is unexpected")));
     // Parts of one tensor miss it together.
     problems.dedup();
@@ -481,11 +490,19 @@ struct Loader<'a> {
     views: &'a BTreeMap<String, (usize, TensorView<'a>)>,
     used: BTreeSet<String>,
     problems: Vec<String>,
-    may_differ: fn(&str) -> bool,
+    may_differ: Option<fn(&str) -> bool>,
     kept: Vec<String>,
 }
 
 impl Loader<'_> {
+    /// Keeps the value of the parameter at a path that may differ, or else notes the problem.
+    fn differs(&mut self, path: String, problem: String) {
+        match self.may_differ.is_some_and(|may_differ| may_differ(&path)) {
+            true => self.kept.push(path),
+            false => self.problems.push(problem),
+        }
+    }
+
     /// The values for the parameter at the current path, or a note of why there are none.
     fn read(&mut self, shape: &[usize]) -> Option<Vec<f32>> {
         let ours = self.path.name();
@@ -499,26 +516,19 @@ impl Loader<'_> {
             .iter()
             .find(|name| self.views.contains_key(**name));
         let Some(&name) = found else {
-            if (self.may_differ)(&ours) {
-                self.kept.push(ours);
-                return None;
-            }
-            self.problems.push(format!("`{}` is missing", source.name));
+            let problem = format!("`{}` is missing", source.name);
+            self.differs(ours, problem);
             return None;
         };
         self.used.extend(candidates.into_iter().cloned());
         let (file, view) = &self.views[name];
         let expected = source.layout.shape(shape);
         if view.shape() != expected {
-            if (self.may_differ)(&ours) {
-                self.kept.push(ours);
-                return None;
-            }
             let problem = format!(
                 "`{name}` has shape {:?}, expected {expected:?}",
                 view.shape()
             );
-            self.problems.push(problem);
+            self.differs(ours, problem);
             return None;
         }
         let matrix = Matrix::new(shape, source.layout);

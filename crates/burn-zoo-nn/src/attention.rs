@@ -11,7 +11,7 @@ use crate::{
     ConfigError,
     cache::LayerCache,
     init,
-    linear::{Linear, Linears, within},
+    linear::{Linear, Linears, named},
     pass::{Memory, Pass},
     require_positive,
     rotary::RotaryConfig,
@@ -243,14 +243,12 @@ pub struct MultiHeadAttention {
 impl MultiHeadAttention {
     /// Its linear layers.
     pub(crate) fn linears(&mut self) -> Linears<'_> {
-        let parts = [
+        named([
             ("query", &mut self.query),
             ("key", &mut self.key),
             ("value", &mut self.value),
             ("output", &mut self.output),
-        ];
-        let named = parts.map(|(name, part)| within(name, part.linears()));
-        named.into_iter().flatten().collect()
+        ])
     }
 
     /// Self-attention, `[batch, seq, d_model] → [batch, seq, d_model]`.

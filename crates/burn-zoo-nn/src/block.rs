@@ -10,6 +10,7 @@ use crate::{
     ConfigError,
     attention::{AttentionConfig, MultiHeadAttention},
     cache::LayerCache,
+    dropout,
     feed_forward::{Activation, FeedForward, FeedForwardConfig},
     linear::{Linears, within},
     mixture::{MixtureConfig, MixtureOfExperts},
@@ -262,7 +263,7 @@ impl Block {
                 &self.cross_attention_output_norm,
             );
             x = self.residual(x, norms, |h| {
-                self.dropout.forward(cross.forward_cross(h, memory, cache))
+                dropout::apply(&self.dropout, cross.forward_cross(h, memory, cache))
             });
         }
         let norms = (
@@ -300,19 +301,20 @@ impl Block {
     }
 
     fn attend(&self, x: Tensor<3>, pass: &mut Pass, cache: Option<&mut LayerCache>) -> Tensor<3> {
-        self.dropout.forward(self.attention.forward(x, pass, cache))
+        dropout::apply(&self.dropout, self.attention.forward(x, pass, cache))
     }
 
     fn feed(&self, x: Tensor<3>, pass: &mut Pass) -> Tensor<3> {
         let output = match (&self.mixture, &self.feed_forward) {
             (Some(mixture), _) => {
-                let (output, routing) = mixture.forward(x);
+                let [_, seq, _] = x.dims();
+                let (output, routing) = mixture.forward(x, pass.new_visible(seq));
                 pass.routing.push(routing);
                 output
             }
             (None, Some(feed_forward)) => feed_forward.forward(x),
             (None, None) => unreachable!("a block has a feed-forward network or a mixture"),
         };
-        self.dropout.forward(output)
+        dropout::apply(&self.dropout, output)
     }
 }

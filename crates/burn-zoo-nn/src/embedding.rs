@@ -7,7 +7,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData, module};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ConfigError, Inputs, init,
+    ConfigError, Inputs, dropout, init,
     norm::{Norm, NormConfig},
     require_dropout, require_positive,
 };
@@ -201,7 +201,7 @@ impl Embedding {
             let visible = visible.narrow(1, length - seq, seq).float().cast(x.dtype());
             x = x * visible.reshape([batch, seq, 1]);
         }
-        self.dropout.forward(x)
+        dropout::apply(&self.dropout, x)
     }
 
     /// What is added for the position, `[batch or 1, seq, d_model]`.

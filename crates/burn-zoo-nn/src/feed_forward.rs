@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ConfigError, init,
-    linear::{Linear, Linears, within},
+    linear::{Linear, Linears, named},
     require_positive,
 };
 
@@ -120,10 +120,7 @@ impl FeedForward {
     /// Its linear layers.
     pub(crate) fn linears(&mut self) -> Linears<'_> {
         let gate = self.gate.iter_mut().map(|gate| ("gate", gate));
-        let parts = gate.chain([("up", &mut self.up), ("down", &mut self.down)]);
-        parts
-            .flat_map(|(name, part)| within(name, part.linears()))
-            .collect()
+        named(gate.chain([("up", &mut self.up), ("down", &mut self.down)]))
     }
 
     /// `[.., d_model] → [.., d_model]`.

@@ -8,7 +8,7 @@ use crate::{
     ConfigError,
     feed_forward::Activation,
     init,
-    linear::{Linear, Linears, within},
+    linear::{Linear, Linears, named},
     norm::{Norm, NormConfig},
     require_positive,
 };
@@ -278,12 +278,8 @@ impl Head {
             ("dense", self.dense.as_mut()),
             ("classifier", self.classifier.as_mut()),
         ];
-        let there = parts
-            .into_iter()
-            .filter_map(|(name, part)| Some((name, part?)));
-        there
-            .flat_map(|(name, part)| within(name, part.linears()))
-            .collect()
+        let parts = parts.into_iter();
+        named(parts.filter_map(|(name, part)| Some((name, part?))))
     }
 
     /// Whether it scores the vocabulary, which continuing a text needs.

@@ -39,6 +39,7 @@ pub mod bias;
 pub mod block;
 pub mod cache;
 pub mod contact;
+mod dropout;
 pub mod embedding;
 pub mod feed_forward;
 pub mod head;

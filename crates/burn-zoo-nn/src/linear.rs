@@ -2,10 +2,10 @@
 
 use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
-use burn::tensor::{Device, Tensor, module};
+use burn::tensor::{Tensor, module};
 use serde::{Deserialize, Serialize};
 
-use crate::{ConfigError, init, require_dropout, require_positive};
+use crate::{ConfigError, dropout, init, require_dropout, require_positive};
 
 /// `x W + b`. Built by [`init::linear`].
 #[derive(Module, Debug)]
@@ -126,13 +126,8 @@ impl Lora {
         self.scale
     }
 
-    /// The device of its factors.
-    pub fn device(&self) -> Device {
-        self.a.lazy_device()
-    }
-
     fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
-        let low = module::linear(self.dropout.forward(input), self.a.val(), None);
+        let low = module::linear(dropout::apply(&self.dropout, input), self.a.val(), None);
         module::linear(low, self.b.val(), None) * self.scale
     }
 
@@ -147,19 +142,18 @@ pub type Linears<'a> = Vec<(String, &'a mut Linear)>;
 
 /// The linear layers of a part called `name`.
 pub(crate) fn within<'a>(name: &str, linears: Linears<'a>) -> Linears<'a> {
-    let named = linears.into_iter().map(|(path, linear)| {
-        let path = match path.as_str() {
-            "" => name.to_owned(),
-            path => format!("{name}.{path}"),
-        };
-        (path, linear)
-    });
-    named.collect()
+    let named = linears.into_iter();
+    named
+        .map(|(path, linear)| (format!("{name}.{path}"), linear))
+        .collect()
 }
 
-impl Linear {
-    /// Itself, as a list.
-    pub(crate) fn linears(&mut self) -> Linears<'_> {
-        vec![(String::new(), self)]
-    }
+/// Layers that a part has itself, by their names.
+pub(crate) fn named<'a>(
+    layers: impl IntoIterator<Item = (&'static str, &'a mut Linear)>,
+) -> Linears<'a> {
+    let layers = layers.into_iter();
+    layers
+        .map(|(name, linear)| (name.to_owned(), linear))
+        .collect()
 }

@@ -3,14 +3,14 @@
 //! Fedus et al. 2021, arXiv:2101.03961).
 
 use burn::module::Module;
-use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor, TensorData, activation};
+use burn::tensor::{Bool, DType, Device, IndexingUpdateOp, Int, Tensor, TensorData, activation};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     ConfigError,
     feed_forward::{FeedForward, FeedForwardConfig},
     init,
-    linear::{Linear, Linears, within},
+    linear::{Linear, Linears, named, within},
     require_positive,
 };
 
@@ -33,7 +33,7 @@ pub enum ExpertCapacity {
     /// At most `⌈factor · tokens · top_k / n_experts⌉`. First choices go before second ones, earlier
     /// tokens before later ones; a choice that finds no room adds nothing.
     ///
-    /// What is dropped depends on all tokens that are read at once, padding and later ones among them.
+    /// What is dropped depends on all tokens that are read at once, later ones among them.
     /// So such a model is not strictly causal, and a cache, which reads token by token, drops less.
     Limited {
         /// 1 is what each expert takes when all take the same.
@@ -181,7 +181,7 @@ pub struct Routing {
     pub load: Vec<usize>,
     /// How many choices found no room.
     pub dropped: usize,
-    /// `n_experts · Σₑ fₑ Pₑ` with `fₑ` the share of tokens whose first choice is `e` and `Pₑ` its
+    /// Over real tokens, as the next: `n_experts · Σₑ fₑ Pₑ` with `fₑ` the share of tokens whose first choice is `e` and `Pₑ` its
     /// mean probability, `[1]`. 1 when balanced.
     pub balance_loss: Tensor<1>,
     /// The mean squared log-sum-exp of the logits, `[1]`.
@@ -206,8 +206,13 @@ struct Plan {
 }
 
 impl Plan {
-    /// `choices` holds each token's experts, best first.
-    fn new(choices: &[Vec<usize>], n_experts: usize, capacity: usize) -> Self {
+    /// `choices` holds each token's experts, best first. Of tokens, those that are not `real` go nowhere.
+    fn new(
+        choices: &[Vec<usize>],
+        real: impl Fn(usize) -> bool,
+        n_experts: usize,
+        capacity: usize,
+    ) -> Self {
         let mut plan = Self {
             rows: vec![Vec::new(); n_experts],
             first_choices: vec![0; n_experts],
@@ -215,7 +220,8 @@ impl Plan {
         };
         let top_k = choices.first().map_or(0, Vec::len);
         for rank in 0..top_k {
-            for (token, experts) in choices.iter().enumerate() {
+            let tokens = choices.iter().enumerate();
+            for (token, experts) in tokens.filter(|&(token, _)| real(token)) {
                 let expert = experts[rank];
                 if rank == 0 {
                     plan.first_choices[expert] += 1;
@@ -241,7 +247,7 @@ fn largest(values: &[f32], k: usize) -> Vec<usize> {
 impl MixtureOfExperts {
     /// Its linear layers.
     pub(crate) fn linears(&mut self) -> Linears<'_> {
-        let mut linears = within("router", self.router.linears());
+        let mut linears = named([("router", &mut self.router)]);
         for (index, expert) in self.experts.iter_mut().enumerate() {
             linears.extend(within(&format!("experts.{index}"), expert.linears()));
         }
@@ -251,14 +257,19 @@ impl MixtureOfExperts {
         linears
     }
 
-    /// `[batch, seq, d_model] → [batch, seq, d_model]`, with what the router decided.
+    /// `[batch, seq, d_model] → [batch, seq, d_model]`, with what the router decided. `visible` tells which tokens
+    /// are real, `[batch, seq]`, all when none: padding takes no room of an expert, and has no part in the losses.
     ///
     /// The choice of experts is read from the device; each expert then runs on the rows it takes.
-    pub fn forward(&self, input: Tensor<3>) -> (Tensor<3>, Routing) {
+    pub fn forward(
+        &self,
+        input: Tensor<3>,
+        visible: Option<Tensor<2, Bool>>,
+    ) -> (Tensor<3>, Routing) {
         let shape = input.dims();
         let [batch, seq, d_model] = shape;
         let tokens = input.reshape([batch * seq, d_model]);
-        let (plan, weights, routing) = self.route(tokens.clone());
+        let (plan, weights, routing) = self.route(tokens.clone(), visible);
         let start = match &self.shared {
             Some(shared) => shared.forward(tokens.clone()),
             None => tokens.zeros_like(),
@@ -269,7 +280,11 @@ impl MixtureOfExperts {
 
     /// Which expert takes which of the tokens `[n_tokens, d_model]`, and the weights of their choices,
     /// `[n_tokens · top_k, 1]`.
-    fn route(&self, tokens: Tensor<2>) -> (Plan, Tensor<2>, Routing) {
+    fn route(
+        &self,
+        tokens: Tensor<2>,
+        visible: Option<Tensor<2, Bool>>,
+    ) -> (Plan, Tensor<2>, Routing) {
         let MixtureConfig {
             n_experts, top_k, ..
         } = self.config;
@@ -281,13 +296,19 @@ impl MixtureOfExperts {
         let read = read.try_to_vec::<f32>().expect("just converted");
         let rows = read.chunks(n_experts);
         let choices: Vec<Vec<usize>> = rows.map(|row| largest(row, top_k)).collect();
+        let real = visible.map(|visible| {
+            let data = visible.int().into_data().convert_dtype(DType::I64);
+            data.try_to_vec::<i64>().expect("just converted")
+        });
+        let is_real = |token: usize| real.as_ref().is_none_or(|real| real[token] != 0);
+        let n_real = (0..n_tokens).filter(|&token| is_real(token)).count();
         let capacity = match self.config.capacity {
             ExpertCapacity::Dropless => usize::MAX,
             ExpertCapacity::Limited { factor } => {
-                (factor * (n_tokens * top_k) as f64 / n_experts as f64).ceil() as usize
+                (factor * (n_real * top_k) as f64 / n_experts as f64).ceil() as usize
             }
         };
-        let plan = Plan::new(&choices, n_experts, capacity);
+        let plan = Plan::new(&choices, is_real, n_experts, capacity);
 
         let chosen = choices.iter().flatten().map(|&expert| expert as i32);
         let chosen = index(chosen.collect(), &device).reshape([n_tokens, top_k]);
@@ -296,25 +317,38 @@ impl MixtureOfExperts {
             ExpertWeights::Normalized => activation::softmax(logits.clone().gather(1, chosen), 1),
         };
         let weights = weights.cast(tokens.dtype()).reshape([n_tokens * top_k, 1]);
-        let routing = self.judge(logits, probabilities, &plan);
+        let shares = (0..n_tokens).map(|token| match is_real(token) {
+            true => 1.0 / n_real as f32,
+            false => 0.0,
+        });
+        let shares = TensorData::new(shares.collect::<Vec<f32>>(), [n_tokens, 1]);
+        let shares = Tensor::from_data(shares, &device);
+        let routing = self.judge(logits, probabilities, shares, &plan);
         (plan, weights, routing)
     }
 
-    /// The losses that keep a router balanced and its logits small.
-    fn judge(&self, logits: Tensor<2>, probabilities: Tensor<2>, plan: &Plan) -> Routing {
-        let [n_tokens, n_experts] = logits.dims();
+    /// The losses that keep a router balanced and its logits small: means over tokens, of which each has its share
+    /// `[n_tokens, 1]`.
+    fn judge(
+        &self,
+        logits: Tensor<2>,
+        probabilities: Tensor<2>,
+        shares: Tensor<2>,
+        plan: &Plan,
+    ) -> Routing {
+        let [_, n_experts] = logits.dims();
         let counts = plan.first_choices.iter();
-        let share: Vec<f32> = counts
-            .map(|&count| count as f32 / n_tokens as f32)
-            .collect();
+        let n_real = counts.clone().sum::<usize>().max(1);
+        let share: Vec<f32> = counts.map(|&count| count as f32 / n_real as f32).collect();
         let share = TensorData::new(share, [1, n_experts]);
         let share = Tensor::<2>::from_data(share, &logits.device());
         let log_sum_exp = log_sum_exp(logits);
         Routing {
             load: plan.rows.iter().map(Vec::len).collect(),
             dropped: plan.dropped,
-            balance_loss: (probabilities.mean_dim(0) * share).sum() * n_experts as f64,
-            z_loss: (log_sum_exp.clone() * log_sum_exp).mean(),
+            balance_loss: ((probabilities * shares.clone()).sum_dim(0) * share).sum()
+                * n_experts as f64,
+            z_loss: (log_sum_exp.clone() * log_sum_exp * shares).sum(),
             coefficients: [self.config.balance_coefficient, self.config.z_coefficient],
         }
     }
@@ -365,12 +399,16 @@ mod tests {
     #[test]
     fn first_choices_fill_the_experts_before_second_ones() {
         let choices = vec![vec![0, 1], vec![1, 0], vec![0, 2]];
-        let plan = Plan::new(&choices, 3, 2);
+        let plan = Plan::new(&choices, |_| true, 3, 2);
         // Expert 0 is full with the first choices of tokens 0 and 2, so token 1's second is dropped.
         assert_eq!(plan.rows[0], [(0, 0), (2, 0)]);
         assert_eq!(plan.rows[1], [(1, 0), (0, 1)]);
         assert_eq!(plan.rows[2], [(2, 1)]);
         assert_eq!((plan.dropped, plan.first_choices), (1, vec![2, 1, 0]));
+        // Without token 0 there is room.
+        let plan = Plan::new(&choices, |token| token > 0, 3, 2);
+        assert_eq!(plan.rows[0], [(2, 0), (1, 1)]);
+        assert_eq!((plan.dropped, plan.first_choices), (0, vec![1, 1, 0]));
     }
 
     #[test]

@@ -114,6 +114,12 @@ impl Pass {
             .reduce(|sum, bias| sum + bias)
     }
 
+    /// Which of the new tokens are real, `[batch, seq]`. All when none.
+    pub(crate) fn new_visible(&self, seq: usize) -> Option<Tensor<2, Bool>> {
+        let visible = self.visible.clone();
+        visible.map(|visible| visible.narrow(1, self.start, seq))
+    }
+
     /// The positions of queries `[batch or 1, 1, seq, 1]` and keys `[batch or 1, 1, 1, start + seq]`, where
     /// padding does not count.
     fn real_positions(&self, seq: usize, device: &Device) -> (Tensor<4>, Tensor<4>) {

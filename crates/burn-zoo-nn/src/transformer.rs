@@ -14,7 +14,7 @@ use crate::{
     head::{Head, HeadConfig, HeadOutput},
     init,
     inputs::Inputs,
-    linear::{Linear, Linears, within},
+    linear::{Linear, Linears, named, within},
     mixture::Routing,
     norm::NormConfig,
     pass::{Memory, Pass},
@@ -330,9 +330,7 @@ impl Transformer {
             linears.extend(within("encoder", encoder.linears()));
         }
         linears.extend(within("stack", self.stack.linears()));
-        if let Some(pooler) = &mut self.pooler {
-            linears.extend(within("pooler", pooler.linears()));
-        }
+        linears.extend(named(self.pooler.as_mut().map(|pooler| ("pooler", pooler))));
         linears.extend(within("head", self.head.linears()));
         linears
     }

@@ -1,5 +1,7 @@
 //! Attention composed from `Backend` operations: the form that every backend can run.
 
+use std::ops::Range;
+
 use burn::backend::{
     Backend, ExtensionType, TensorMetadata,
     tensor::{Device, FloatTensor},
@@ -27,6 +29,16 @@ pub enum AttentionMask {
 }
 
 impl AttentionMask {
+    /// The keys that a query sees, counted among `seq_q` and `seq_k`.
+    pub(crate) fn visible(self, query: usize, seq_q: usize, seq_k: usize) -> Range<usize> {
+        let end = seq_k - seq_q.min(seq_k) + query + 1;
+        match self {
+            Self::Full => 0..seq_k,
+            Self::Causal => 0..end,
+            Self::Banded { window } => end.saturating_sub(window)..end,
+        }
+    }
+
     /// Whether the mask hides nothing for these lengths, as when one new token is decoded.
     pub(crate) fn is_trivial(self, seq_q: usize, seq_k: usize) -> bool {
         match self {
@@ -101,7 +113,7 @@ pub(crate) fn check_shapes(
 
 /// Folds the query heads that share a key/value head into the rows of one matrix:
 /// `[batch, n_heads, seq, head_dim] → [batch, n_kv_heads, group · seq, head_dim]`.
-fn fold_groups<B: Backend>(tensor: FloatTensor<B>, n_kv_heads: usize) -> FloatTensor<B> {
+pub(crate) fn fold_groups<B: Backend>(tensor: FloatTensor<B>, n_kv_heads: usize) -> FloatTensor<B> {
     let [batch, n_heads, seq, head_dim] = tensor.shape().dims();
     if n_heads == n_kv_heads {
         return tensor;
@@ -124,19 +136,11 @@ pub(crate) fn mask_bias<B: Backend>(
         DType::F16 => -3.0e4,
         _ => -1.0e30f32,
     };
-    let past = seq_k - seq_q.min(seq_k);
     let mut values = vec![0.0f32; seq_q * seq_k];
-    for (row, scores) in values.chunks_mut(seq_k).enumerate() {
-        let end = match mask {
-            AttentionMask::Full => seq_k,
-            AttentionMask::Causal | AttentionMask::Banded { .. } => past + row + 1,
-        };
-        let start = match mask {
-            AttentionMask::Banded { window } => end.saturating_sub(window),
-            AttentionMask::Full | AttentionMask::Causal => 0,
-        };
-        scores[..start].fill(hidden);
-        scores[end..].fill(hidden);
+    for (query, scores) in values.chunks_mut(seq_k).enumerate() {
+        let visible = mask.visible(query, seq_q, seq_k);
+        scores[..visible.start].fill(hidden);
+        scores[visible.end..].fill(hidden);
     }
     let data = TensorData::new(values, [1, 1, seq_q, seq_k]).convert_dtype(dtype);
     B::float_from_data(data, device)
@@ -222,7 +226,7 @@ pub(crate) fn composed_backward<B: Backend>(
 }
 
 /// Sums the axes that a bias of this shape was broadcast along.
-fn sum_to<B: Backend>(mut grad: FloatTensor<B>, shape: [usize; 4]) -> FloatTensor<B> {
+pub(crate) fn sum_to<B: Backend>(mut grad: FloatTensor<B>, shape: [usize; 4]) -> FloatTensor<B> {
     let full: [usize; 4] = grad.shape().dims();
     for axis in (0..4).filter(|&axis| shape[axis] != full[axis]) {
         grad = B::float_sum_dim(grad, axis);

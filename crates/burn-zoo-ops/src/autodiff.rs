@@ -94,6 +94,22 @@ impl<B: TransformerOps> Backward<B, 1> for GeluBackward {
 }
 
 #[derive(Debug)]
+struct DropoutBackward;
+
+impl<B: TransformerOps> Backward<B, 1> for DropoutBackward {
+    /// What the forward pass saved, and the probability.
+    type State = (FloatTensor<B>, f64);
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let (saved, probability) = ops.state;
+        let input = B::random_dropout_backward(saved, grad, probability);
+        let parents = ops.parents.map(|parent| parent.map(|node| node.id));
+        register::<B>(parents, [input], grads);
+    }
+}
+
+#[derive(Debug)]
 struct NormBackward;
 
 impl<B: TransformerOps, const N: usize> Backward<B, N> for NormBackward {
@@ -142,6 +158,21 @@ impl<B: TransformerOps, C: CheckpointStrategy> TransformerOps for Autodiff<B, C>
                 prep.finish(input, output)
             }
             OpsKind::UnTracked(prep) => prep.finish(B::exact_gelu(input)),
+        }
+    }
+
+    fn random_dropout(input: FloatTensor<Self>, probability: f64) -> FloatTensor<Self> {
+        let (input, node) = input.into_parts();
+        match DropoutBackward
+            .prepare::<C>([node])
+            .compute_bound()
+            .stateful()
+        {
+            OpsKind::Tracked(prep) => {
+                let (output, saved) = B::random_dropout_forward(input, probability);
+                prep.finish((saved, probability), output)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(B::random_dropout(input, probability)),
         }
     }
 

@@ -6,11 +6,11 @@
 //!
 //! - [`TransformerOps`] is written once against the `Backend` trait. Each operation has a default
 //!   body composed from `Backend` operations, so any backend runs it.
-//! - A backend overrides what pays: [`LibTorch`](libtorch) attends through ATen's fused kernel.
+//! - A backend overrides what pays: Flex has kernels of its own, [`LibTorch`](libtorch) attends through ATen's.
 //! - `Autodiff<B, C>` carries one hand-written gradient per operation, which serves
 //!   every backend, because it only calls the `_forward` and `_backward` methods of the trait.
 //!
-//! Models call the functions at the crate's root ([`attention`], [`normalize`], [`exact_gelu`]), which take and
+//! Models call the functions at the crate's root ([`attention`], [`normalize`], [`exact_gelu`], [`dropout`]), which take and
 //! return plain tensors.
 //!
 //! ```
@@ -48,6 +48,9 @@ use burn::tensor::Tensor;
 mod attention;
 mod autodiff;
 mod backends;
+mod dropout;
+#[cfg(feature = "flex")]
+mod flex;
 mod gelu;
 #[cfg(feature = "libtorch")]
 pub mod libtorch;
@@ -136,6 +139,33 @@ pub trait TransformerOps: Backend {
         gelu::composed_backward::<Self>(input, grad)
     }
 
+    /// Dropout, see [`dropout`].
+    #[fusion(default)]
+    fn random_dropout(input: FloatTensor<Self>, probability: f64) -> FloatTensor<Self> {
+        Self::random_dropout_forward(input, probability).0
+    }
+
+    /// [`random_dropout`](Self::random_dropout), and a tensor that only the same backend's
+    /// [`random_dropout_backward`](Self::random_dropout_backward) reads.
+    #[fusion(default)]
+    fn random_dropout_forward(
+        input: FloatTensor<Self>,
+        probability: f64,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        dropout::composed_forward::<Self>(input, probability)
+    }
+
+    /// The gradient of dropout with respect to its input.
+    #[fusion(default)]
+    fn random_dropout_backward(
+        saved: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        probability: f64,
+    ) -> FloatTensor<Self> {
+        let _ = probability;
+        dropout::composed_backward::<Self>(saved, grad)
+    }
+
     /// Layer or root-mean-square normalisation, see [`normalize`].
     #[fusion(default)]
     fn affine_normalize(
@@ -149,8 +179,9 @@ pub trait TransformerOps: Backend {
 
     /// [`affine_normalize`](Self::affine_normalize) with what its gradient needs.
     ///
-    /// Returns the output, the normalised input before weight and bias `[.., d_model]`, and the
-    /// reciprocal standard deviation `[.., 1]`.
+    /// Returns the output and two tensors that only the same backend's
+    /// [`affine_normalize_backward`](Self::affine_normalize_backward) reads: the composed form keeps the normalised
+    /// input `[.., d_model]` and the reciprocal standard deviation `[.., 1]`.
     #[fusion(default)]
     fn affine_normalize_forward(
         input: FloatTensor<Self>,
@@ -227,6 +258,23 @@ pub fn attention(
 pub fn exact_gelu<const D: usize>(input: Tensor<D>) -> Tensor<D> {
     Tensor::from_dispatch(<burn::backend::Dispatch as TransformerOps>::exact_gelu(
         input.into_dispatch(),
+    ))
+}
+
+/// Makes each value 0 with some probability and divides the others by what is left of 1, so that the mean stays
+/// (Srivastava et al. 2014). `[..] → [..]`. The draws follow from the seed of the device.
+///
+/// # Panics
+///
+/// When the probability is below 0, or not below 1.
+pub fn dropout<const D: usize>(input: Tensor<D>, probability: f64) -> Tensor<D> {
+    assert!(
+        (0.0..1.0).contains(&probability),
+        "dropout: the probability must be at least 0 and below 1, got {probability}"
+    );
+    Tensor::from_dispatch(<burn::backend::Dispatch as TransformerOps>::random_dropout(
+        input.into_dispatch(),
+        probability,
     ))
 }
 

@@ -14,6 +14,7 @@ use crate::step_loop::Record;
 pub struct History {
     path: PathBuf,
     file: Option<fs::File>,
+    records: Vec<Record>,
 }
 
 impl History {
@@ -22,7 +23,13 @@ impl History {
         Self {
             path: path.into(),
             file: None,
+            records: Vec::new(),
         }
+    }
+
+    /// All that the file holds, once there was a record to write.
+    pub fn records(&self) -> &[Record] {
+        &self.records
     }
 
     /// Adds a record.
@@ -35,17 +42,18 @@ impl History {
         // At once, so that a kill leaves whole lines.
         file.write_all(line.as_bytes())?;
         self.file = Some(file);
+        self.records.push(record.clone());
         Ok(())
     }
 
     /// Drops the lines that do not come before `first`.
-    fn open_before(&self, first: &Record) -> io::Result<fs::File> {
+    fn open_before(&mut self, first: &Record) -> io::Result<fs::File> {
+        self.records = read(&self.path)?;
+        self.records.retain(|record| record.order() < first.order());
         let mut kept = String::new();
-        for record in read(&self.path)? {
-            if record.order() < first.order() {
-                kept.push_str(&serde_json::to_string(&record)?);
-                kept.push('\n');
-            }
+        for record in &self.records {
+            kept.push_str(&serde_json::to_string(record)?);
+            kept.push('\n');
         }
         files::replace_with(&self.path, kept)?;
         fs::OpenOptions::new().append(true).open(&self.path)
@@ -107,6 +115,7 @@ mod tests {
         let mut resumed = History::new(&path);
         resumed.write(&step(3)).unwrap();
         resumed.write(&step(4)).unwrap();
+        assert_eq!(resumed.records(), read(&path).unwrap());
         let expected = [step(1), step(2), sample, valid, step(3), step(4)];
         assert_eq!(read(&path).unwrap(), expected);
     }

@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
+use burn::module::Module;
 use burn::tensor::Device;
-use burn_train::InferenceStep;
 use burn_zoo_data::{
-    batch::TrainingData,
+    batch::{Batch, TrainingData},
     examples::{Example, Examples, Target},
     labelled::{Labels, Tables, few},
     tokenizer::Tokenizer,
@@ -15,7 +15,7 @@ use burn_zoo_models::family;
 use burn_zoo_nn::{ConfigError, Transformer};
 
 use crate::{
-    objective::{Labelling, StepConfig, Trainee},
+    objective::{Facts, Labelling, LossOutput, MeanFacts, Objective},
     recipe::{Recipe, RecipeError},
     run::RunError,
     task::{Data, Task},
@@ -28,6 +28,8 @@ pub(crate) struct Labelled {
     pub examples: Examples,
     /// The same with the test rows in the place of those held out, if there are any.
     pub test: Option<Examples>,
+    /// What is asked of those that are learned from and held out, as numbers.
+    pub asked: Vec<u32>,
 }
 
 /// Reads the tables at `path` as the recipe says.
@@ -95,10 +97,15 @@ pub(crate) fn prepare(
         }),
     };
     let splits = Splits {
-        train: numbers(&examples.train).into(),
-        valid: numbers(&examples.valid).into(),
+        train: tokens(&examples.train).into(),
+        valid: tokens(&examples.valid).into(),
     };
-    let labelled = Labelled { examples, test };
+    let asked = [asked(&examples.train), asked(&examples.valid)].concat();
+    let labelled = Labelled {
+        examples,
+        test,
+        asked,
+    };
     Ok(Task {
         tokenizer,
         architecture,
@@ -107,38 +114,39 @@ pub(crate) fn prepare(
     })
 }
 
-/// The tokens of examples and their classes, which tell them from others.
-fn numbers(examples: &[Example]) -> Vec<u32> {
-    let numbers = examples.iter().flat_map(|example| {
-        let class = match example.target {
-            Target::Class(class) => Some(class as u32),
-            _ => None,
-        };
-        example.tokens.iter().copied().chain(class)
-    });
-    numbers.collect()
+/// The tokens of all examples.
+fn tokens(examples: &[Example]) -> Vec<u32> {
+    let tokens = examples.iter().flat_map(|example| &example.tokens);
+    tokens.copied().collect()
 }
 
-/// The mean loss and the accuracy, where that is counted, over the held-out examples.
+/// What is asked of examples, as numbers that tell it from something else.
+fn asked(examples: &[Example]) -> Vec<u32> {
+    let asked = examples.iter().flat_map(|example| match &example.target {
+        Target::Class(class) => vec![*class as u32],
+        Target::Number(number) => vec![number.to_bits()],
+        Target::Tokens(classes) => classes.iter().map(|&class| class as u32).collect(),
+        Target::Span(first, last) => vec![*first as u32, *last as u32],
+    });
+    asked.collect()
+}
+
+/// The mean over the held-out examples of a model that was trained for `step` steps.
 pub(crate) fn evaluate(
     model: &Transformer,
     examples: &Examples,
     device: &Device,
-) -> Result<(f64, Option<f64>), FitError> {
-    let trainee = Trainee::new(model.clone(), Labelling, StepConfig::default());
-    let trainee = burn::module::Module::valid(&trainee);
-    let failed = |problem: String| FitError::Failed { step: 0, problem };
-    let (mut loss, mut correct, mut count) = (0.0, None, 0.0);
+    step: usize,
+) -> Result<Facts, FitError> {
+    let failed = |problem: String| FitError::Failed { step, problem };
+    let model = model.valid();
+    let mut mean = MeanFacts::default();
     for batch in examples.valid(device).iter() {
         let batch = batch.map_err(|error| failed(error.to_string()))?;
-        let output = InferenceStep::step(&trainee, batch);
+        let n_predictions = batch.n_predictions();
+        let output = LossOutput::new(&Labelling.loss(&model, &batch, 0.0), n_predictions);
         let facts = output.facts().map_err(|error| failed(error.to_string()))?;
-        let weight = output.n_predictions as f64;
-        loss += facts.loss * weight;
-        count += weight;
-        if let Some(accuracy) = facts.accuracy {
-            *correct.get_or_insert(0.0) += accuracy * weight;
-        }
+        mean.add(facts, n_predictions);
     }
-    Ok((loss / count, correct.map(|correct| correct / count)))
+    Ok(mean.facts())
 }

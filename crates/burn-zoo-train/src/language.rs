@@ -384,6 +384,7 @@ impl Parts<'_> {
         };
         let shape = self.shape(&architecture);
         let windows = Windows::new(splits.clone(), shape, prediction, self.recipe.seed)?;
+        let windows = windows.with_order(self.recipe.data.order);
         Ok(Task {
             tokenizer: self.tokenizer,
             architecture,

@@ -19,8 +19,6 @@ pub enum Quantity {
     Loss,
     /// The exponential of the mean loss.
     Perplexity,
-    /// The share of predictions that are right.
-    Accuracy,
     /// Predictions per second: tokens of a text, or labels.
     Speed,
     /// The most memory that the process has had resident, in megabytes.
@@ -32,7 +30,6 @@ impl Quantity {
         match self {
             Self::Loss => "Loss",
             Self::Perplexity => "Perplexity",
-            Self::Accuracy => "Accuracy",
             Self::Speed => "Tokens per second",
             Self::Memory => "Memory (MB)",
         }
@@ -43,7 +40,6 @@ impl Quantity {
         let tokens = step.n_predictions as f64;
         match self {
             Self::Loss | Self::Perplexity => [step.loss * tokens, tokens],
-            Self::Accuracy => [step.accuracy.unwrap_or(f64::NAN) * tokens, tokens],
             Self::Speed => [tokens, step.seconds],
             Self::Memory => [memory::peak_bytes().unwrap_or(0) as f64 / 1e6, 1.0],
         }
@@ -79,7 +75,7 @@ impl StepMetric {
 
     fn entry(&self, numeric: NumericEntry) -> SerializedEntry {
         let precision = match self.quantity {
-            Quantity::Loss | Quantity::Perplexity | Quantity::Accuracy => 4,
+            Quantity::Loss | Quantity::Perplexity => 4,
             Quantity::Speed | Quantity::Memory => 0,
         };
         let total = self.quantity.value(self.total);
@@ -93,7 +89,6 @@ impl StepMetric {
 #[derive(Clone, Copy, Debug)]
 pub struct StepFacts {
     loss: f64,
-    accuracy: Option<f64>,
     n_predictions: usize,
     seconds: f64,
 }
@@ -101,10 +96,8 @@ pub struct StepFacts {
 impl Adaptor<StepFacts> for LossOutput {
     fn adapt(&self) -> StepFacts {
         // The learner has synced the output, so the values are there.
-        let facts = self.facts().ok();
         StepFacts {
-            loss: facts.map_or(f64::NAN, |facts| facts.loss),
-            accuracy: facts.and_then(|facts| facts.accuracy),
+            loss: self.facts().map_or(f64::NAN, |facts| facts.loss),
             n_predictions: self.n_predictions,
             seconds: self.seconds,
         }
@@ -121,7 +114,7 @@ impl Metric for StepMetric {
     fn attributes(&self) -> MetricAttributes {
         NumericAttributes {
             unit: None,
-            higher_is_better: matches!(self.quantity, Quantity::Speed | Quantity::Accuracy),
+            higher_is_better: self.quantity == Quantity::Speed,
         }
         .into()
     }

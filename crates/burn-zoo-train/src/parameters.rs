@@ -1,7 +1,7 @@
 //! Parameters chosen by their paths.
 
 use burn::module::Module;
-use burn_zoo_models::weights::for_each_parameter;
+use burn_zoo_models::{names::kind, weights::for_each_parameter};
 use std::collections::BTreeSet;
 
 /// Whether a pattern means a parameter. `*` stands for any characters, dots included, and a pattern may start
@@ -71,15 +71,10 @@ pub fn check_patterns(
 }
 
 fn kinds(parameters: &[Parameter]) -> Vec<String> {
-    let kind = |parameter: &Parameter| {
-        let parts = parameter.path.split('.');
-        let parts = parts.map(|part| match part.parse::<usize>() {
-            Ok(_) => "*",
-            Err(_) => part,
-        });
-        parts.collect::<Vec<_>>().join(".")
-    };
-    let kinds: BTreeSet<String> = parameters.iter().map(kind).collect();
+    let kinds: BTreeSet<String> = parameters
+        .iter()
+        .map(|parameter| kind(&parameter.path))
+        .collect();
     kinds.into_iter().collect()
 }
 

@@ -8,6 +8,7 @@ use burn_zoo_data::{
     recipe,
     sources::{BadRows, Format},
     tokenizer::TokenizerConfig,
+    windows::Order,
 };
 use burn_zoo_models::{
     directory,
@@ -369,6 +370,9 @@ pub struct DataConfig {
     /// The share at the end of the corpus that is held out.
     #[serde(default = "default_valid_fraction")]
     pub valid_fraction: f64,
+    /// Which passages of the corpus a training step sees.
+    #[serde(default)]
+    pub order: Order,
     /// Whether the first row of a CSV or TSV names its columns. Otherwise they are `0`, `1`, ….
     #[serde(default = "yes")]
     pub header: bool,
@@ -406,6 +410,7 @@ impl Default for DataConfig {
         Self {
             corpus: None,
             valid_fraction: default_valid_fraction(),
+            order: Order::default(),
             header: true,
             format: None,
             bad_rows: BadRows::default(),
@@ -535,6 +540,26 @@ impl Recipe {
         toml::to_string(self).map_err(|error| RecipeError::Unwritable(error.to_string()))
     }
 
+    /// Takes another corpus, if there is one, and makes the paths of corpus and model absolute, so that the run can be
+    /// resumed from another folder.
+    ///
+    /// # Errors
+    ///
+    /// When there is no current folder.
+    pub fn locate(&mut self, corpus: Option<&Path>) -> std::io::Result<()> {
+        if let Some(corpus) = corpus {
+            self.data.corpus = Some(corpus.to_owned());
+        }
+        let model = match &mut self.model {
+            ModelConfig::Path(path) => Some(path),
+            _ => None,
+        };
+        for path in self.data.corpus.iter_mut().chain(model) {
+            *path = std::path::absolute(&path)?;
+        }
+        Ok(())
+    }
+
     /// Refuses to continue `self` as `other` where that would be another run. Only how long it takes, what
     /// happens on the way, and the place of the corpus may change.
     pub fn check_resumable(&self, other: &Self) -> Result<(), RecipeError> {
@@ -559,6 +584,12 @@ impl Recipe {
         if !(valid_fraction > 0.0 && valid_fraction < 1.0) {
             let problem = format!("must be above 0 and below 1, got {valid_fraction}");
             return Err(RecipeError::key("data.valid_fraction", problem));
+        }
+        let is_of_windows = !matches!(self.objective, Objective::Pretraining { .. })
+            && self.objective.labels().is_none();
+        if self.data.order != Order::default() && !is_of_windows {
+            let problem = "is for objectives that read passages of any text: leave it out";
+            return Err(RecipeError::key("data.order", problem));
         }
         match (self.training.epochs, self.objective.labels()) {
             (Some(_), None) => {

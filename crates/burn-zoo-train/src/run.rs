@@ -17,7 +17,7 @@ use burn_zoo_data::{
     pairs::NoPairs,
     shards::{ShardError, TokenSource},
     tokenizer::{Tokenizer, TokenizerError},
-    windows::{Splits, TooShort},
+    windows::TooShort,
 };
 use burn_zoo_models::{
     adapter,
@@ -31,13 +31,13 @@ use crate::{
     adaptation::{self, AdaptationError},
     checkpoint::{Checkpoints, RunState},
     flops,
-    history::{self, History},
+    history::History,
     labelled,
     lock::{FolderLock, LockError},
     memory,
     plot::{self, Curves},
     recipe::{LoopConfig, Recipe, RecipeError},
-    step_loop::{End, Record, Sampler},
+    step_loop::{End, Outcome, Record, Sampler},
     task::{Data, Task},
     trainer::{Display, FitError, Session, TrainerConfig},
 };
@@ -83,8 +83,8 @@ pub struct RunOptions {
     pub backend: String,
     /// Writes a text every `sample_interval` steps.
     pub sampler: Option<TextSampler>,
-    /// What the device could compute, in operations per second, to compare with.
-    pub peak_flops: Option<f64>,
+    /// Measure the peak of the device's matrix product at the end, for the utilisation in the summary.
+    pub measures_peak: bool,
 }
 
 /// Writes a text with a model and its tokenizer.
@@ -100,7 +100,7 @@ impl RunOptions {
             interrupter: Interrupter::new(),
             backend: backend.into(),
             sampler: None,
-            peak_flops: None,
+            measures_peak: false,
         }
     }
 }
@@ -233,6 +233,21 @@ pub struct Run {
     pub summary: Option<Summary>,
 }
 
+/// How the run in a directory ended; none when it has not.
+///
+/// # Errors
+///
+/// When the summary cannot be read.
+pub fn saved_summary(out: &Path) -> Result<Option<Summary>, RunError> {
+    let path = out.join(SUMMARY);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let text = fs::read_to_string(&path).map_err(io_error(&path))?;
+    let summary = serde_json::from_str(&text).map_err(std::io::Error::from);
+    Ok(Some(summary.map_err(io_error(&path))?))
+}
+
 /// The recipe that a run's directory holds, with overrides applied.
 pub fn saved_recipe(out: &Path, overrides: &[(String, String)]) -> Result<Recipe, RunError> {
     let path = out.join(RECIPE);
@@ -295,39 +310,24 @@ pub fn train(
         files::replace_with(&path, contents).map_err(io_error(&path))
     };
     if resume {
-        check_fingerprint(out, &task.splits)?;
+        check_fingerprint(out, &task)?;
     }
     // The recipe first: with it, a run that is killed here can be resumed.
     write(RECIPE, recipe_toml.clone())?;
     write(TRAINED, recipe_toml)?;
     write(directory::TOKENIZER, task.tokenizer.to_json()?)?;
     if !resume {
-        let json = serde_json::to_string_pretty(&Fingerprint::new(&task.splits)?);
+        let json = serde_json::to_string_pretty(&Fingerprint::new(&task)?);
         let json = json.map_err(std::io::Error::from);
         write(FINGERPRINT, json.map_err(io_error(&out.join(FINGERPRINT)))?)?;
     }
 
-    let history = Mutex::new(History::new(out.join(HISTORY)));
-    let interrupter = options.interrupter.clone();
-    let directory = out.clone();
-    let on_record = move |record| {
-        let mut history = history.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_evaluation = matches!(record, Record::Valid { .. });
-        let written = history.write(&record).and_then(|()| match is_evaluation {
-            true => draw(&directory),
-            false => Ok(()),
-        });
-        if let Err(error) = written {
-            // A history with holes is none: the last checkpoint knows where to go on.
-            interrupter.fail(CheckpointerError::IOError(error));
-        }
-    };
     let session = Session {
         folder: Some(training.clone()),
         resume,
         display: options.display,
+        on_record: Arc::new(recorder(out, options.interrupter.clone())),
         interrupter: options.interrupter,
-        on_record: Arc::new(on_record),
         sampler: options.sampler.map(|sampler| {
             let tokenizer = task.tokenizer.clone();
             let sampler: Sampler<Transformer> =
@@ -342,26 +342,23 @@ pub fn train(
     let summary = match outcome.end {
         End::Interrupted => None,
         _ => {
-            let base = recipe.model.path();
-            let architecture = &task.architecture;
+            let (architecture, base) = (&task.architecture, recipe.model.path());
             adaptation::save(&recipe.adaptation, &model, architecture, base, &whole, out)?;
-            let early = outcome.end == End::EarlyStopped;
-            let config = &architecture.transformer;
-            let mut summary = summarise(
-                recipe,
-                config,
-                &outcome.state,
-                early,
-                options.backend,
-                options.peak_flops,
-            );
-            summary.expert_load = expert_load(&model, config, &task.splits.valid)?;
-            if let Data::Labelled(labelled) = &task.data
-                && let Some(test) = &labelled.test
-            {
-                let (loss, accuracy) = labelled::evaluate(&model, test, device)?;
-                (summary.test_loss, summary.test_accuracy) = (Some(loss), accuracy);
-            }
+            // Before the peak is measured, which takes memory of its own.
+            let peak_memory_bytes = memory::peak_bytes();
+            let peak_flops = options.measures_peak.then(|| flops::measured_peak(device));
+            let summary = Summary {
+                peak_memory_bytes,
+                ..summarise(
+                    recipe,
+                    &task,
+                    &model,
+                    &outcome,
+                    device,
+                    options.backend,
+                    peak_flops,
+                )?
+            };
             let json = serde_json::to_string_pretty(&summary).map_err(std::io::Error::from);
             write(SUMMARY, json.map_err(io_error(&out.join(SUMMARY)))?)?;
             Some(summary)
@@ -373,6 +370,24 @@ pub fn train(
         state: outcome.state,
         summary,
     })
+}
+
+/// What writes the history of a run, and draws it at each evaluation.
+fn recorder(out: &Path, interrupter: Interrupter) -> impl Fn(Record) + Send + Sync + 'static {
+    let history = Mutex::new(History::new(out.join(HISTORY)));
+    let directory = out.to_owned();
+    move |record| {
+        let mut history = history.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_evaluation = matches!(record, Record::Valid { .. });
+        let written = history.write(&record).and_then(|()| match is_evaluation {
+            true => draw(&directory, history.records()),
+            false => Ok(()),
+        });
+        if let Err(error) = written {
+            // A history with holes is none: the last checkpoint knows where to go on.
+            interrupter.fail(CheckpointerError::IOError(error));
+        }
+    }
 }
 
 /// What a directory holds of a run, unless it should hold none, or some.
@@ -422,30 +437,36 @@ struct Fingerprint {
 }
 
 impl Fingerprint {
-    fn new(splits: &Splits) -> Result<Self, ShardError> {
+    fn new(task: &Task) -> Result<Self, ShardError> {
         const STEP: usize = 1 << 20;
+        let fold = |hash: u64, numbers: &[u32]| {
+            numbers.iter().fold(hash, |hash, &number| {
+                (hash ^ u64::from(number)).wrapping_mul(0x100_0000_01b3)
+            })
+        };
         let (mut hash, mut tokens) = (0xcbf2_9ce4_8422_2325_u64, Vec::new());
-        for source in [&splits.train, &splits.valid] {
+        for source in [&task.splits.train, &task.splits.valid] {
             for start in (0..source.len()).step_by(STEP) {
                 tokens.clear();
                 source.read(start..source.len().min(start + STEP), &mut tokens)?;
-                hash = tokens.iter().fold(hash, |hash, &token| {
-                    (hash ^ u64::from(token)).wrapping_mul(0x100_0000_01b3)
-                });
+                hash = fold(hash, &tokens);
             }
         }
+        if let Data::Labelled(labelled) = &task.data {
+            hash = fold(hash, &labelled.asked);
+        }
         Ok(Self {
-            train_tokens: splits.train.len(),
-            valid_tokens: splits.valid.len(),
+            train_tokens: task.splits.train.len(),
+            valid_tokens: task.splits.valid.len(),
             fnv1a: format!("{hash:016x}"),
         })
     }
 }
 
 /// Refuses another text than that of the run.
-fn check_fingerprint(out: &Path, splits: &Splits) -> Result<(), RunError> {
+fn check_fingerprint(out: &Path, task: &Task) -> Result<(), RunError> {
     let path = out.join(FINGERPRINT);
-    let found = Fingerprint::new(splits)?;
+    let found = Fingerprint::new(task)?;
     let saved = fs::read_to_string(&path).map_err(io_error(&path))?;
     match serde_json::from_str::<Fingerprint>(&saved) {
         Ok(saved) if saved == found => Ok(()),
@@ -454,10 +475,9 @@ fn check_fingerprint(out: &Path, splits: &Splits) -> Result<(), RunError> {
 }
 
 /// Draws the run so far.
-fn draw(out: &Path) -> std::io::Result<()> {
+fn draw(out: &Path, records: &[Record]) -> std::io::Result<()> {
     let name = out.file_name().unwrap_or_default().to_string_lossy();
-    let records = history::read(&out.join(HISTORY))?;
-    match plot::svg(&[Curves::new(name, &records)]) {
+    match plot::svg(&[Curves::new(name, records)]) {
         Some(svg) => files::replace_with(&out.join(PLOT), svg),
         None => Ok(()),
     }
@@ -465,23 +485,38 @@ fn draw(out: &Path) -> std::io::Result<()> {
 
 fn summarise(
     recipe: &Recipe,
-    config: &TransformerConfig,
-    state: &RunState,
-    early: bool,
+    task: &Task,
+    model: &Transformer,
+    Outcome { state, end }: &Outcome,
+    device: &Device,
     backend: String,
     peak_flops: Option<f64>,
-) -> Summary {
+) -> Result<Summary, RunError> {
+    let config = &task.architecture.transformer;
     let flops_per_token = flops::per_token(config, config.context_length());
-    // Of all tokens of a step, also those of which nothing is asked.
+    // Of all tokens of a step, also those of which nothing is asked. Labelled texts have any length.
     let LoopConfig {
         batch_size,
         accumulation,
         ..
     } = recipe.training;
     let n_read = state.step * batch_size * accumulation * config.context_length();
-    let flops = flops_per_token * n_read as f64 / state.training_seconds;
-    let saved = if early { state.best } else { state.valid };
-    Summary {
+    let flops = match task.data {
+        Data::Labelled(_) => None,
+        _ => Some(flops_per_token * n_read as f64 / state.training_seconds),
+    };
+    let saved = match end {
+        End::EarlyStopped => state.best,
+        _ => state.valid,
+    };
+    let test = match &task.data {
+        Data::Labelled(labelled) => labelled.test.as_ref(),
+        _ => None,
+    };
+    let test = test
+        .map(|test| labelled::evaluate(model, test, device, state.step))
+        .transpose()?;
+    Ok(Summary {
         valid_loss: saved.map_or(f64::NAN, |valid| valid.loss),
         train_loss: state.train_loss.unwrap_or(f64::NAN),
         tokens_per_second: state.tokens as f64 / state.training_seconds,
@@ -491,16 +526,16 @@ fn summarise(
         parameters: config.n_parameters(),
         flops_per_token,
         peak_flops,
-        mfu: peak_flops.map(|peak| flops / peak),
+        mfu: flops.zip(peak_flops).map(|(flops, peak)| flops / peak),
         seed: recipe.seed,
         iterations: state.step,
         saved_iteration: saved.map_or(state.step, |valid| valid.step),
-        peak_memory_bytes: memory::peak_bytes(),
+        peak_memory_bytes: None,
         valid_accuracy: saved.and_then(|valid| valid.accuracy),
-        test_loss: None,
-        test_accuracy: None,
-        expert_load: None,
-    }
+        test_loss: test.map(|facts| facts.loss),
+        test_accuracy: test.and_then(|facts| facts.accuracy),
+        expert_load: expert_load(model, config, &task.splits.valid)?,
+    })
 }
 
 /// For each mixture of the model, the share of the choices that each expert takes, over some windows

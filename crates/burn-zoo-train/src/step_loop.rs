@@ -24,7 +24,7 @@ use burn_zoo_data::batch::Batch;
 use crate::{
     average::Average,
     checkpoint::{Checkpoints, Evaluation, RunState},
-    objective::{LossOutput, Scaled},
+    objective::{Facts, LossOutput, MeanFacts, Scaled},
     recipe::LoopConfig,
 };
 
@@ -541,19 +541,14 @@ where
         self.interrupter.fail_on_error(started);
 
         let model = self.evaluated_model();
-        let (mut sum, mut correct, mut count) = (0.0, None, 0);
+        let mut mean = MeanFacts::default();
         let mut batches = valid.iter();
         let mut clock = Instant::now();
         while let Some(batch) = batches.next() {
             let batch = batch.map_err(|error| End::Failed(error.to_string()))?;
             let mut output = InferenceStep::step(&model, batch);
             let facts = output.facts().map_err(device_failed)?;
-            let weight = output.n_predictions as f64;
-            sum += facts.loss * weight;
-            count += output.n_predictions;
-            if let Some(accuracy) = facts.accuracy {
-                *correct.get_or_insert(0.0) += accuracy * weight;
-            }
+            mean.add(facts, output.n_predictions);
             output.seconds = clock.elapsed().as_secs_f64();
             clock = Instant::now();
             let item = TrainingItem::new(output, batches.progress(), Some(step), None);
@@ -567,8 +562,7 @@ where
         let ended = self.events.process_train(LearnerEvent::EndEpoch(segment));
         self.interrupter.fail_on_error(ended);
 
-        let loss = sum / count as f64;
-        let accuracy = correct.map(|correct| correct / count as f64);
+        let Facts { loss, accuracy } = mean.facts();
         if !loss.is_finite() {
             return Err(End::NonFiniteLoss { step });
         }

@@ -147,7 +147,7 @@ impl Task {
 pub(crate) fn given_tokenizer(recipe: &Recipe) -> Result<Tokenizer, RunError> {
     let path = match (&recipe.tokenizer, recipe.model.path()) {
         (Some(TokenizerConfig::File { path }), _) => path.clone(),
-        (None, Some(path)) => path.join(directory::TOKENIZER),
+        (None, Some(path)) => directory::tokenizer(path).map_err(RunError::Directory)?,
         (None, None) => {
             let problem = "missing field `tokenizer`: how text becomes tokens";
             return Err(RecipeError::key("tokenizer", problem).into());

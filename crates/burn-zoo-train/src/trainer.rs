@@ -218,8 +218,22 @@ where
     };
     let newest = checkpoints.as_ref().and_then(|all| all.steps().pop_last());
 
+    // Where it goes on from.
+    let earlier = match (session.resume, &checkpoints, newest) {
+        (true, Some(checkpoints), Some(step)) => Some((checkpoints, step)),
+        (true, _, _) => {
+            let folder = session.folder.unwrap_or_default();
+            return Err(FitError::NothingToResume(folder));
+        }
+        (false, _, Some(_)) => {
+            let folder = session.folder.unwrap_or_default();
+            return Err(FitError::Occupied(folder));
+        }
+        (false, _, None) => None,
+    };
+
     let mut trainee = Trainee::new(model, objective, step);
-    if let (true, Some(checkpoints), Some(step)) = (session.resume, &checkpoints, newest) {
+    if let Some((checkpoints, step)) = earlier {
         trainee = trainee.with_loss_scale(checkpoints.state(step)?.loss_scale);
     }
     if training.gradient_checkpointing {
@@ -231,21 +245,12 @@ where
         .init(config.optimizer.learning_rate, training.iterations);
     let schedule = config.optimizer.learning_rates(schedule, &trainee)?;
     let mut learner = Learner::new(trainee, optimizer, schedule);
-    let start = match (session.resume, &checkpoints, newest) {
-        (false, Some(_), Some(_)) => {
-            let folder = session.folder.unwrap_or_default();
-            return Err(FitError::Occupied(folder));
-        }
-        (false, _, _) => RunState::default(),
-        (true, Some(checkpoints), Some(step)) => checkpoints.restore(&mut learner, step)?,
-        (true, _, _) => {
-            let folder = session.folder.unwrap_or_default();
-            return Err(FitError::NothingToResume(folder));
-        }
+    let start = match earlier {
+        Some((checkpoints, step)) => checkpoints.restore(&mut learner, step)?,
+        None => RunState::default(),
     };
-
-    let average = match (&checkpoints, training.ema) {
-        (Some(checkpoints), Some(_)) if start.step > 0 => Some(checkpoints.average(start.step)?),
+    let average = match (earlier, training.ema) {
+        (Some((checkpoints, step)), Some(_)) => Some(checkpoints.average(step)?),
         _ => None,
     };
 

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-use super::parts::{Parts, Unit, read_json, write_json};
+use super::parts::{PartInfo, Parts, Unit, read_json, write_json};
 use super::{DataRecipe, PipelineError, Progress, REPORT, Stage, TOKENIZER, TOKENS};
 use crate::clean::{Cleaner, Duplicates, Place, Report, Verdict, Verdicts, find_duplicates};
 use crate::shards::{
@@ -110,18 +110,19 @@ impl Finish<'_> {
         };
         self.require_documents(&report)?;
         let tokenizer = self.tokenizer(&report)?;
-        let index = self.pack(&tokenizer, &report)?;
+        let index = self.pack(&tokenizer)?;
         Ok(Summary::new(Some(report), &index))
+    }
+
+    /// What is known of each unit.
+    fn infos(&self) -> Result<Vec<PartInfo>, PipelineError> {
+        let units = self.units.iter();
+        units.map(|&unit| self.parts.info(unit)).collect()
     }
 
     /// Decides which documents stay and in which split they are.
     fn decide(&self) -> Result<CorpusReport, PipelineError> {
-        let infos: Result<Vec<_>, _> = self
-            .units
-            .iter()
-            .map(|&unit| self.parts.info(unit))
-            .collect();
-        let infos = infos?;
+        let infos = self.infos()?;
         let bytes = infos.iter().map(|info| info.bytes).sum();
         self.progress.begin(Stage::Duplicates, bytes);
         let counts: Vec<usize> = infos.iter().map(|info| info.documents).collect();
@@ -250,13 +251,14 @@ impl Finish<'_> {
     }
 
     /// Makes a shard of each part.
-    fn pack(&self, tokenizer: &Tokenizer, report: &CorpusReport) -> Result<Index, PipelineError> {
+    fn pack(&self, tokenizer: &Tokenizer) -> Result<Index, PipelineError> {
         let folder = self.out.join(TOKENS);
         if folder.join(INDEX).exists() {
             return Ok(Shards::open(&folder)?.index().clone());
         }
         fs::create_dir_all(&folder).map_err(PipelineError::io(&folder))?;
-        let bytes = report.splits.iter().map(|split| split.bytes).sum();
+        let infos = self.infos()?;
+        let bytes = infos.iter().map(|info| info.bytes).sum();
         self.progress.begin(Stage::Pack, bytes);
         let info = TokenizerInfo {
             end_token: self.recipe.pack.end_token.id(tokenizer)?,
@@ -265,8 +267,8 @@ impl Finish<'_> {
         let smallest = DType::of(info.vocab_size);
         let dtype = self.recipe.pack.dtype.unwrap_or(smallest);
         self.each_unit(|number| {
-            let (splits, texts) = self.texts(self.units[number])?;
             if !ShardBuilder::is_written(&folder, number) {
+                let (splits, texts) = self.texts(self.units[number])?;
                 let mut shard = ShardBuilder::new(dtype, info.vocab_size)?;
                 for (split, mut tokens) in splits.into_iter().zip(tokenizer.encode_batch(&texts)?) {
                     tokens.extend(info.end_token);
@@ -274,8 +276,7 @@ impl Finish<'_> {
                 }
                 shard.write(&folder, number)?;
             }
-            let bytes = texts.iter().map(|text| text.len() as u64).sum();
-            self.progress.advance(bytes);
+            self.progress.advance(infos[number].bytes);
             Ok(())
         })?;
         Ok(write_index(&folder, self.units.len(), dtype, &info)?)

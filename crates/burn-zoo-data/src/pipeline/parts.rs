@@ -3,6 +3,7 @@
 //! A group is a large file, or small files that follow each other; a chunk is a run of its documents. What cuts
 //! them are sizes in the recipe, so that every machine cuts alike.
 
+use std::borrow::Cow;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -61,9 +62,9 @@ pub(super) struct PartInfo {
 
 /// A cleaned document on disk.
 #[derive(Serialize, Deserialize)]
-struct Row {
-    text: String,
-    file: String,
+struct Row<'a> {
+    text: Cow<'a, str>,
+    file: Cow<'a, str>,
     row: usize,
 }
 
@@ -131,8 +132,8 @@ impl Parts {
             let mut encoder = zstd::Encoder::new(file, 3)?;
             for document in documents {
                 let row = Row {
-                    text: document.text.clone(),
-                    file: document.origin.file.to_string_lossy().into_owned(),
+                    text: Cow::Borrowed(&document.text),
+                    file: document.origin.file.to_string_lossy(),
                     row: document.origin.row,
                 };
                 serde_json::to_writer(&mut encoder, &row)?;
@@ -165,13 +166,13 @@ impl Parts {
             .map_err(PipelineError::io(&path))?;
         let lines = BufReader::with_capacity(1 << 16, lines).lines();
         Ok(lines.map(move |line| {
-            let row: Row = line
+            let row: Row<'_> = line
                 .and_then(|line| serde_json::from_str(&line).map_err(io::Error::from))
                 .map_err(PipelineError::io(&path))?;
             Ok(Document {
-                text: row.text,
+                text: row.text.into_owned(),
                 origin: Origin {
-                    file: Arc::new(row.file.into()),
+                    file: Arc::new(row.file.into_owned().into()),
                     row: row.row,
                 },
             })

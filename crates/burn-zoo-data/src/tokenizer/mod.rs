@@ -3,6 +3,7 @@
 mod train;
 mod words;
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -270,15 +271,29 @@ impl Tokenizer {
         texts: &[T],
         max_length: usize,
     ) -> Result<Vec<Vec<u32>>, TokenizerError> {
-        let mut tokenizer = self.library.clone();
-        tokenizer.with_truncation(Some(TruncationParams {
+        let library = self.truncating(TruncationParams {
             max_length,
             ..TruncationParams::default()
-        }))?;
-        let texts = texts.iter().map(AsRef::as_ref).collect();
-        let encodings = tokenizer.encode_batch_fast::<&str>(texts, true)?;
+        })?;
+        let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
+        let encodings = library
+            .encode_batch_fast(texts.clone(), true)
+            .map_err(|error| self.explain(&texts.concat(), error))?;
         let ids = encodings.iter().map(|encoding| encoding.get_ids().to_vec());
         Ok(ids.collect())
+    }
+
+    /// The library's tokenizer, which cuts what is longer; a copy only if there is such a length.
+    pub(crate) fn truncating(
+        &self,
+        truncation: TruncationParams,
+    ) -> Result<Cow<'_, tokenizers::Tokenizer>, TokenizerError> {
+        if truncation.max_length == usize::MAX {
+            return Ok(Cow::Borrowed(&self.library));
+        }
+        let mut library = self.library.clone();
+        library.with_truncation(Some(truncation))?;
+        Ok(Cow::Owned(library))
     }
 
     /// The text of `tokens`.

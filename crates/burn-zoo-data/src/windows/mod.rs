@@ -14,13 +14,14 @@ use burn::data::{dataloader::DataLoader, dataset::DatasetError};
 use burn::tensor::{Device, Int, Tensor};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
 
 use burn_zoo_nn::Inputs;
 
 use crate::{
     batch::{Batch, Numbered, TrainingData},
     rows::{ids, padded},
-    shards::TokenSource,
+    shards::{Shuffle, TokenSource},
 };
 
 pub use corruption::{Corruption, Noise};
@@ -272,19 +273,31 @@ pub struct Splits {
     pub valid: TokenSource,
 }
 
-/// Windows of tokens: random ones to learn from, and every held-out token once.
+/// Which windows are learned from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Order {
+    /// Any, each drawn anew.
+    #[default]
+    Random,
+    /// Each passage once before any comes again; each pass has an order of its own.
+    Shuffled,
+}
+
+/// Windows of tokens: some to learn from, and every held-out token once.
 #[derive(Clone, Debug)]
 pub struct Windows {
     splits: Splits,
     shape: StepShape,
     prediction: Prediction,
+    order: Order,
     seed: u64,
     /// Tokens of text in a window.
     text_length: usize,
 }
 
 impl Windows {
-    /// Windows of this shape that ask `prediction`; the order follows from `seed`.
+    /// Random windows of this shape that ask `prediction`; what is drawn follows from `seed`.
     pub fn new(
         splits: Splits,
         shape: StepShape,
@@ -298,9 +311,28 @@ impl Windows {
             splits,
             shape,
             prediction,
+            order: Order::default(),
             seed,
             text_length,
         })
+    }
+
+    /// The same windows to hold out, and others to learn from.
+    pub fn with_order(self, order: Order) -> Self {
+        Self { order, ..self }
+    }
+
+    /// Where the window `number` of the run begins.
+    fn start(&self, number: usize, generator: &mut ChaCha8Rng) -> usize {
+        let tokens = self.splits.train.len();
+        match self.order {
+            Order::Random => generator.random_range(0..tokens - self.text_length),
+            Order::Shuffled => {
+                let passages = (tokens - 1) / self.text_length;
+                let number = Shuffle::endless(passages as u64, self.seed, number as u64);
+                number as usize * self.text_length
+            }
+        }
     }
 
     /// The batch `index` of the run, where each step has `accumulation` batches. The generator is
@@ -310,8 +342,8 @@ impl Windows {
         generator.set_stream(index as u64);
         let tokens = &self.splits.train;
         let windows: Result<Vec<Window>, _> = (0..self.shape.batch_size)
-            .map(|_| {
-                let start = generator.random_range(0..tokens.len() - self.text_length);
+            .map(|row| {
+                let start = self.start(index * self.shape.batch_size + row, &mut generator);
                 read(tokens, start..start + self.text_length)
             })
             .collect();

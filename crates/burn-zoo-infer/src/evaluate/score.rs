@@ -4,6 +4,7 @@
 //! in nats. What does not fit into the model's context length is cut from the left. A model with an
 //! encoder reads the context by it and continues by its decoder.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData, activation};
@@ -143,7 +144,7 @@ impl Scorer {
     /// When a file cannot be read, or the model is no decoder with a language head.
     pub fn load(path: &Path, device: &Device) -> Result<Self, ScoreError> {
         let (model, architecture) = directory::load(path, device)?;
-        let tokenizer = Tokenizer::load(&path.join(directory::TOKENIZER))?;
+        let tokenizer = Tokenizer::load(&directory::tokenizer(path)?)?;
         Self::new(model, &architecture, tokenizer)
     }
 
@@ -254,16 +255,20 @@ impl Scorer {
                 (kept, format!("{}{continuation}", &context[kept.len()..]))
             })
             .collect();
-        let contexts: Vec<&str> = moved.iter().map(|(context, _)| *context).collect();
-        let contexts = self.tokenizer.encode_marked(&contexts, usize::MAX)?;
+        // Each once: the answers to a question have one context.
+        let different: BTreeSet<&str> = moved.iter().map(|(context, _)| *context).collect();
+        let different: Vec<&str> = different.into_iter().collect();
+        let contexts = self.tokenizer.encode_marked(&different, usize::MAX)?;
+        let contexts: BTreeMap<&str, Vec<u32>> = different.into_iter().zip(contexts).collect();
         let whole: Vec<String> = moved
             .iter()
             .map(|(context, continuation)| format!("{context}{continuation}"))
             .collect();
         let whole = self.tokenizer.encode_marked(&whole, usize::MAX)?;
-        let encoded = moved.iter().zip(contexts).zip(whole);
+        let encoded = moved.iter().zip(whole);
         encoded
-            .map(|(((text, continuation), context), whole)| {
+            .map(|((text, continuation), whole)| {
+                let context = contexts[text].clone();
                 let has_encoder = self.model.encoder.is_some();
                 if has_encoder || text.is_empty() {
                     let tokens = self.tokenizer.encode(continuation)?;

@@ -2,7 +2,7 @@
 
 use burn::tensor::{DType, Int, Tensor};
 use burn_zoo_data::examples::{ExampleBatch, Targets};
-use burn_zoo_nn::{Transformer, head::HeadOutput, mixture::Routing};
+use burn_zoo_nn::{Transformer, head::HeadOutput};
 
 use super::{Loss, Objective, cross_entropy};
 
@@ -22,7 +22,6 @@ impl Objective<Transformer> for Labelling {
     /// When the model's head is not for the batch's targets.
     fn loss(&self, model: &Transformer, batch: &ExampleBatch, smoothing: f32) -> Loss {
         let outputs = model.outputs(batch.inputs.clone());
-        let auxiliary = outputs.routing.iter().map(Routing::auxiliary_loss);
         let loss = match (outputs.head, batch.targets.clone()) {
             (HeadOutput::Sequence(logits), Targets::Classes(classes)) => {
                 choice(logits, classes, None, smoothing)
@@ -63,10 +62,7 @@ impl Objective<Transformer> for Labelling {
             }
             (head, targets) => panic!("a head that gives {head:?} cannot be asked for {targets:?}"),
         };
-        Loss {
-            auxiliary: auxiliary.reduce(|sum, auxiliary| sum + auxiliary),
-            ..loss
-        }
+        loss.with_routing(&outputs.routing)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use burn::tensor::{Int, Tensor};
 use burn_zoo_data::windows::TokenBatch;
-use burn_zoo_nn::{LanguageModel, mixture::Routing};
+use burn_zoo_nn::LanguageModel;
 
 use super::{Loss, Objective, cross_entropy};
 
@@ -17,16 +17,8 @@ impl<M: LanguageModel> Objective<M> for LanguageModeling {
     fn loss(&self, model: &M, batch: &TokenBatch, smoothing: f32) -> Loss {
         let (logits, routing) = model.forward_routed(batch.inputs.clone());
         let targets = batch.targets.clone();
-        let auxiliary = routing.iter().map(Routing::auxiliary_loss);
-        Loss {
-            auxiliary: auxiliary.reduce(|sum, auxiliary| sum + auxiliary),
-            ..Loss::new(token_cross_entropy(
-                logits,
-                targets,
-                batch.n_asked,
-                smoothing,
-            ))
-        }
+        let mean = token_cross_entropy(logits, targets, batch.n_asked, smoothing);
+        Loss::new(mean).with_routing(&routing)
     }
 }
 

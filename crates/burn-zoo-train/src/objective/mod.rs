@@ -9,6 +9,7 @@ mod language;
 mod pretraining;
 
 use std::fmt::Debug;
+use std::sync::{Arc, OnceLock};
 
 use burn::module::{Module, ModuleDisplay};
 use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLearningRate;
@@ -16,6 +17,7 @@ use burn::optim::{GradientsParams, ModuleOptimizer};
 use burn::tensor::{DType, ExecutionError, Tensor, TensorReadError};
 use burn_train::{InferenceStep, ItemLazy, TrainOutput, TrainStep};
 use burn_zoo_data::batch::Batch;
+use burn_zoo_nn::mixture::Routing;
 
 use crate::{
     optimizer::{clip_by_global_norm, global_norm, scale_gradients},
@@ -64,6 +66,15 @@ impl Loss {
             mean,
             auxiliary: None,
             n_correct: None,
+        }
+    }
+
+    /// The same with the losses of what routers decided.
+    fn with_routing(self, routing: &[Routing]) -> Self {
+        let auxiliary = routing.iter().map(Routing::auxiliary_loss);
+        Self {
+            auxiliary: auxiliary.reduce(|sum, auxiliary| sum + auxiliary),
+            ..self
         }
     }
 }
@@ -208,8 +219,8 @@ where
 pub struct LossOutput {
     /// The mean loss in nats, `[1]`, and where it is counted how many predictions are right, `[2]`.
     facts: Tensor<1>,
-    /// Their values, once they were read.
-    values: Option<Facts>,
+    /// Their values, once one of the copies read them.
+    values: Arc<OnceLock<Facts>>,
     /// How many predictions it averages.
     pub n_predictions: usize,
     /// How long they took. Set by the training loop.
@@ -225,6 +236,34 @@ pub struct Facts {
     pub accuracy: Option<f64>,
 }
 
+/// The mean of outputs, each by its predictions.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MeanFacts {
+    loss: f64,
+    correct: Option<f64>,
+    count: usize,
+}
+
+impl MeanFacts {
+    /// Adds what was read of so many predictions.
+    pub fn add(&mut self, facts: Facts, n_predictions: usize) {
+        self.loss += facts.loss * n_predictions as f64;
+        if let Some(accuracy) = facts.accuracy {
+            *self.correct.get_or_insert(0.0) += accuracy * n_predictions as f64;
+        }
+        self.count += n_predictions;
+    }
+
+    /// The mean over all predictions.
+    pub fn facts(self) -> Facts {
+        let count = self.count as f64;
+        Facts {
+            loss: self.loss / count,
+            accuracy: self.correct.map(|correct| correct / count),
+        }
+    }
+}
+
 impl LossOutput {
     /// The loss of `n_predictions`.
     pub fn new(loss: &Loss, n_predictions: usize) -> Self {
@@ -234,7 +273,7 @@ impl LossOutput {
                 Some(n_correct) => Tensor::cat(vec![mean, n_correct.detach()], 0),
                 None => mean,
             },
-            values: None,
+            values: Arc::default(),
             n_predictions,
             seconds: 0.0,
         }
@@ -242,17 +281,18 @@ impl LossOutput {
 
     /// What the device says. Waits for it.
     pub fn facts(&self) -> Result<Facts, TensorReadError> {
-        if let Some(values) = self.values {
-            return Ok(values);
+        if let Some(values) = self.values.get() {
+            return Ok(*values);
         }
         let data = self.facts.clone().cast(DType::F32).try_into_data()?;
         let values = data.iter::<f64>().collect::<Vec<_>>();
-        Ok(Facts {
+        let facts = Facts {
             loss: values[0],
             accuracy: values
                 .get(1)
                 .map(|n_correct| n_correct / self.n_predictions as f64),
-        })
+        };
+        Ok(*self.values.get_or_init(|| facts))
     }
 
     /// Two outputs as one of all their predictions.
@@ -269,7 +309,7 @@ impl LossOutput {
         };
         Self {
             facts: scaled(&self) + scaled(&other),
-            values: None,
+            values: Arc::default(),
             n_predictions,
             seconds: self.seconds + other.seconds,
         }
@@ -277,9 +317,10 @@ impl LossOutput {
 }
 
 impl ItemLazy for LossOutput {
-    fn sync(mut self) -> Result<Self, ExecutionError> {
-        let facts = self.facts();
-        self.values = Some(facts.map_err(|error| ExecutionError::with_context(error.to_string()))?);
-        Ok(self)
+    fn sync(self) -> Result<Self, ExecutionError> {
+        match self.facts() {
+            Ok(_) => Ok(self),
+            Err(error) => Err(ExecutionError::with_context(error.to_string())),
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! BERT's pre-training: masked tokens, and whether one text follows another.
 
 use burn_zoo_data::pairs::PairBatch;
-use burn_zoo_nn::{Transformer, head::HeadOutput, mixture::Routing};
+use burn_zoo_nn::{Transformer, head::HeadOutput};
 
 use super::{Loss, Objective, cross_entropy, language::token_cross_entropy};
 
@@ -26,10 +26,6 @@ impl Objective<Transformer> for Pretraining {
         let n_asked = Some(batch.n_asked);
         let tokens = token_cross_entropy(logits, batch.targets.clone(), n_asked, smoothing);
         let pairs = cross_entropy(relations, batch.relations.clone(), None, smoothing);
-        let auxiliary = outputs.routing.iter().map(Routing::auxiliary_loss);
-        Loss {
-            auxiliary: auxiliary.reduce(|sum, auxiliary| sum + auxiliary),
-            ..Loss::new(tokens + pairs)
-        }
+        Loss::new(tokens + pairs).with_routing(&outputs.routing)
     }
 }

@@ -68,7 +68,7 @@ pub fn run(arguments: &Arguments) -> Result<End> {
         top_p: arguments.top_p,
     };
     let device = arguments.backend.find()?.device;
-    let tokenizer = Tokenizer::load(&arguments.model.join(directory::TOKENIZER))?;
+    let tokenizer = Tokenizer::load(&directory::tokenizer(&arguments.model)?)?;
     let (model, architecture) = directory::load(&arguments.model, &device)?;
     let writer = Writer {
         model: &model,

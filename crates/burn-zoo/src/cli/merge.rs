@@ -38,10 +38,8 @@ pub fn run(arguments: &Arguments) -> Result<End> {
     let (mut model, architecture) = directory::load(directory, &found.device)?;
     adapter::merge(&mut model);
     directory::save(&model, &architecture, out)?;
-    // Beside the adapters, or else beside the model that they are for.
-    let base = adapter::base(directory)?;
-    let tokenizer = [directory, &base].map(|folder| folder.join(TOKENIZER));
-    if let Some(path) = tokenizer.into_iter().find(|path| path.exists()) {
+    let path = directory::tokenizer(directory)?;
+    if path.exists() {
         files::replace_with(&out.join(TOKENIZER), std::fs::read(path)?)?;
     }
     println!("{}", out.display());

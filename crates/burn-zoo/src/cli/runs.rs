@@ -11,7 +11,7 @@ use crate::{
     train::{
         history,
         plot::{self, Curves},
-        run::{HISTORY, RECIPE, SUMMARY, Summary},
+        run::{self, HISTORY, RECIPE, Summary},
         step_loop::Record,
     },
 };
@@ -95,15 +95,7 @@ fn find(directory: &Path) -> Result<Vec<PathBuf>> {
 fn read(directory: &Path) -> Result<Row> {
     let path = directory.join(HISTORY);
     let records = history::read(&path).map_err(|error| format!("{}: {error}", path.display()))?;
-    let path = directory.join(SUMMARY);
-    let summary: Option<Summary> = match path.exists() {
-        true => {
-            let text = fs::read_to_string(&path)?;
-            let damaged = |error| format!("{} is no summary: {error}", path.display());
-            Some(serde_json::from_str(&text).map_err(damaged)?)
-        }
-        false => None,
-    };
+    let summary = run::saved_summary(directory)?;
     let mut steps = records.iter().filter_map(|record| match record {
         Record::Train { step, loss, .. } => Some((*step, *loss)),
         Record::Valid { .. } | Record::Sample { .. } => None,

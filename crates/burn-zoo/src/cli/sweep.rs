@@ -1,6 +1,6 @@
 //! `burn-zoo sweep`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use burn::tensor::Device;
 use comfy_table::{CellAlignment, Table, presets};
@@ -9,9 +9,8 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Serialize, Serializer};
 
 use crate::train::{
-    Recipe, flops,
-    recipe::ModelConfig,
-    run::{self, RunError, RunOptions, SUMMARY, Start, Summary},
+    Recipe,
+    run::{self, RunError, RunOptions, Start, Summary},
     trainer::Display,
 };
 
@@ -274,7 +273,7 @@ pub fn run(arguments: &Arguments) -> Result<End> {
         let options = RunOptions {
             display: Display::Lines,
             interrupter: interrupter.clone(),
-            peak_flops: Some(flops::measured_peak(&found.device)),
+            measures_peak: true,
             ..RunOptions::new(&directory, &found.name)
         };
         let (summary, error) = match train(&recipe, &found.device, options) {
@@ -319,15 +318,7 @@ pub fn run(arguments: &Arguments) -> Result<End> {
 fn read_recipe(arguments: &Arguments, overrides: &Overrides) -> Result<Recipe> {
     let overrides = [&arguments.set[..], overrides].concat();
     let mut recipe = Recipe::read(&arguments.recipe, &overrides)?;
-    if let Some(corpus) = &arguments.corpus {
-        recipe.data.corpus = Some(corpus.clone());
-    }
-    if let Some(corpus) = &mut recipe.data.corpus {
-        *corpus = std::path::absolute(&corpus)?;
-    }
-    if let ModelConfig::Path(path) = &mut recipe.model {
-        *path = std::path::absolute(&path)?;
-    }
+    recipe.locate(arguments.corpus.as_deref())?;
     Ok(recipe)
 }
 
@@ -348,7 +339,7 @@ fn name(overrides: &Overrides) -> String {
 fn train(recipe: &Recipe, device: &Device, options: RunOptions) -> Result<Option<Summary>> {
     let out = options.out.clone();
     let start = match run::saved_recipe(&out, &[]) {
-        Ok(saved) if saved == *recipe => match finished(&out)? {
+        Ok(saved) if saved == *recipe => match run::saved_summary(&out)? {
             Some(summary) => return Ok(Some(summary)),
             None => Start::Resume,
         },
@@ -364,16 +355,6 @@ fn train(recipe: &Recipe, device: &Device, options: RunOptions) -> Result<Option
         RunOptions { start, ..options },
     )?;
     Ok(run.summary)
-}
-
-fn finished(out: &Path) -> Result<Option<Summary>> {
-    let path = out.join(SUMMARY);
-    if !path.exists() {
-        return Ok(None);
-    }
-    let summary = std::fs::read_to_string(&path)?;
-    let damaged = |error| format!("{} is no summary: {error}", path.display());
-    Ok(Some(serde_json::from_str(&summary).map_err(damaged)?))
 }
 
 fn print(axes: &[Axis], trials: &[Trial], seeds: &[OverSeeds]) {

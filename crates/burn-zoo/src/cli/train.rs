@@ -14,8 +14,7 @@ use crate::{
     },
     nn::Transformer,
     train::{
-        Interrupter, Recipe, flops,
-        recipe::ModelConfig,
+        Interrupter, Recipe,
         run::{self, Material, Run, RunOptions, Start, Summary, TextSampler},
         trainer::Display,
     },
@@ -98,7 +97,7 @@ pub fn run(arguments: &Arguments) -> Result<End> {
         interrupter: stop_on_signals()?,
         backend: found.name,
         sampler: corpus.text().map(|text| sampler(text, recipe.seed)),
-        peak_flops: Some(flops::measured_peak(&found.device)),
+        measures_peak: true,
     };
     let run = run::train(&recipe, corpus.material(), &found.device, options)?;
     let Some(summary) = &run.summary else {
@@ -181,16 +180,7 @@ fn read_recipe(arguments: &Arguments) -> Result<Recipe> {
     if let (Some(out), None) = (resumed, &recipe.data.corpus) {
         recipe.data.corpus = run::saved_recipe(out, &[])?.data.corpus;
     }
-    if let Some(corpus) = &arguments.corpus {
-        recipe.data.corpus = Some(corpus.clone());
-    }
-    // Absolute, so that the run can be resumed from another folder.
-    if let Some(corpus) = &mut recipe.data.corpus {
-        *corpus = std::path::absolute(&corpus)?;
-    }
-    if let ModelConfig::Path(path) = &mut recipe.model {
-        *path = std::path::absolute(&path)?;
-    }
+    recipe.locate(arguments.corpus.as_deref())?;
     Ok(recipe)
 }
 

@@ -6,7 +6,10 @@ use serde::Serialize;
 
 use super::{BackendArgument, Output, Result, Sheet, data, number, progress_bar};
 use crate::{
-    data::marked::Reading,
+    data::{
+        labelled::{Row, Said},
+        marked::Reading,
+    },
     infer::{
         classify::SequenceClassifier,
         evaluate::classification::{Average, Confusion, FScore, pearson, spearman},
@@ -62,61 +65,39 @@ struct NumberReport {
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let rows = data::labelled(&arguments.data, &arguments.columns)?;
     let device = arguments.backend.find()?.device;
     let classifier = SequenceClassifier::load(&arguments.model, &device)?;
-    let labels = classifier.labels().to_vec();
-    // All labels are looked at before the model is run.
-    let numbers = match labels.as_slice() {
-        [_] => Some(numbers(&rows)?),
-        _ => None,
-    };
-    let classes = match numbers {
-        Some(_) => Vec::new(),
-        None => classes(&rows, &labels)?,
-    };
-    let readings: Vec<Reading> = rows
-        .into_iter()
-        .map(|row| match row.pair {
-            Some(pair) => Reading::Pair(row.text, pair),
-            None => Reading::Text(row.text),
-        })
-        .collect();
+    let labels = classifier.labels();
+    let columns = &arguments.columns;
+    if let [_] = labels {
+        let rows = columns.read(&arguments.data, &columns.numbers())?;
+        let logits = logits(&classifier, &rows)?;
+        let predictions: Vec<f64> = logits.iter().map(|values| values[0].into()).collect();
+        return print_numbers(&numbers(&rows), &predictions, &arguments.output);
+    }
+    let rows = columns.read(&arguments.data, &columns.classes())?;
+    let classes = data::classes(&rows, labels, true)?;
+    let logits = logits(&classifier, &rows)?;
+    let predictions: Vec<usize> = logits.iter().map(|values| highest(values)).collect();
+    let report = Report::new(&classes, &predictions, labels)?;
+    arguments.output.print(&report, &report.sheets())
+}
+
+fn logits(classifier: &SequenceClassifier, rows: &[Row]) -> Result<Vec<Vec<f32>>> {
+    let readings: Vec<Reading> = rows.iter().map(|row| row.reading.clone()).collect();
     let bar = progress_bar();
     bar.set_length(readings.len() as u64);
     let logits = classifier.logits(&readings, |done| bar.set_position(done as u64))?;
     bar.finish_and_clear();
-    if let Some(numbers) = numbers {
-        let predictions: Vec<f64> = logits.iter().map(|values| values[0].into()).collect();
-        return print_numbers(&numbers, &predictions, &arguments.output);
-    }
-    let predictions: Vec<usize> = logits.iter().map(|values| highest(values)).collect();
-    let report = Report::new(&classes, &predictions, &labels)?;
-    arguments.output.print(&report, &report.sheets())
+    Ok(logits)
 }
 
-fn numbers(rows: &[data::Labelled]) -> Result<Vec<f64>> {
-    let number = |row: &data::Labelled| match row.label.parse::<f64>() {
-        Ok(number) if number.is_finite() => Ok(number),
-        _ => Err(format!("{}: label `{}` is not a number", row.origin, row.label).into()),
+fn numbers(rows: &[Row]) -> Vec<f64> {
+    let number = |row: &Row| match row.said {
+        Said::Number(number) => number.into(),
+        _ => unreachable!("rows were read for their numbers"),
     };
     rows.iter().map(number).collect()
-}
-
-fn classes(rows: &[data::Labelled], labels: &[String]) -> Result<Vec<usize>> {
-    let class = |row: &data::Labelled| {
-        let named = labels.iter().position(|label| *label == row.label);
-        let numbered = || row.label.parse().ok().filter(|&class| class < labels.len());
-        named.or_else(numbered).ok_or_else(|| {
-            let labels = labels.join(", ");
-            format!(
-                "{}: the model has no label `{}`, only {labels}",
-                row.origin, row.label
-            )
-            .into()
-        })
-    };
-    rows.iter().map(class).collect()
 }
 
 fn highest(values: &[f32]) -> usize {

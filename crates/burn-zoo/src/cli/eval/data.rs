@@ -1,10 +1,12 @@
 //! Texts and labelled rows from files.
 
-use std::borrow::Cow;
 use std::path::Path;
 
 use super::Result;
-use crate::data::{document::Origin, sources::SourceConfig};
+use crate::data::{
+    labelled::{ClassColumns, LabelledError, Labels, NumberColumns, Row, Said, TableFormat},
+    sources::BadRows,
+};
 
 /// A file as text.
 pub(super) fn text(path: &Path) -> Result<String> {
@@ -60,45 +62,70 @@ pub(super) struct Columns {
     no_header: bool,
 }
 
-/// A row of labelled data.
-pub(super) struct Labelled {
-    pub(super) text: String,
-    pub(super) pair: Option<String>,
-    pub(super) label: String,
-    pub(super) origin: Origin,
-}
+impl Columns {
+    /// Where each row has a class.
+    pub(super) fn classes(&self) -> Labels {
+        let [text, label] = self.names();
+        Labels::Class(ClassColumns {
+            text,
+            second: self.pair_column.clone(),
+            label,
+            labels: None,
+        })
+    }
 
-/// The rows of a file, or of all files of a folder.
-pub(super) fn labelled(path: &Path, columns: &Columns) -> Result<Vec<Labelled>> {
-    let path = path.to_str().ok_or("the path of the data is not UTF-8")?;
-    let config = SourceConfig {
-        header: !columns.no_header,
-        ..SourceConfig::new(path)
-    };
-    let [text_column, label_column] = match columns.no_header {
-        true => ["0", "1"],
-        false => [&columns.text_column, &columns.label_column].map(String::as_str),
-    };
-    let mut rows = Vec::new();
-    for file in config.files()? {
-        for row in file.records()? {
-            let (record, origin) = row?;
-            let cell = |name: &str| {
-                record.text(name).map(Cow::into_owned).ok_or_else(|| {
-                    let names = record.columns().join(", ");
-                    format!("{origin}: has no text in column `{name}`; there are: {names}")
-                })
-            };
-            rows.push(Labelled {
-                text: cell(text_column)?,
-                pair: columns.pair_column.as_deref().map(cell).transpose()?,
-                label: cell(label_column)?,
-                origin,
-            });
+    /// Where each row has a number.
+    pub(super) fn numbers(&self) -> Labels {
+        let [text, label] = self.names();
+        Labels::Number(NumberColumns {
+            text,
+            second: self.pair_column.clone(),
+            label,
+        })
+    }
+
+    fn names(&self) -> [String; 2] {
+        match self.no_header {
+            true => ["0", "1"].map(str::to_owned),
+            false => [self.text_column.clone(), self.label_column.clone()],
         }
     }
-    match rows.is_empty() {
-        true => Err(format!("{path}: has no rows").into()),
-        false => Ok(rows),
+
+    /// The rows of a file, or of all files of a folder.
+    pub(super) fn read(&self, path: &Path, labels: &Labels) -> Result<Vec<Row>> {
+        let format = TableFormat {
+            header: !self.no_header,
+            format: None,
+            bad_rows: BadRows::default(),
+        };
+        let rows = labels.rows(path, &format)?;
+        match rows.is_empty() {
+            true => Err(format!("{}: has no rows", path.display()).into()),
+            false => Ok(rows),
+        }
     }
+}
+
+/// The number of each row's class among `labels`, by its name or, where `numbered`, by that number.
+pub(super) fn classes(rows: &[Row], labels: &[String], numbered: bool) -> Result<Vec<usize>> {
+    let class = |row: &Row| {
+        let Said::Class(said) = &row.said else {
+            unreachable!("rows were read for their classes");
+        };
+        let named = labels.iter().position(|label| label == said);
+        let by_number = || {
+            said.parse()
+                .ok()
+                .filter(|&class| numbered && class < labels.len())
+        };
+        named.or_else(by_number).ok_or_else(|| {
+            let unknown = LabelledError::UnknownLabel {
+                origin: row.origin.clone(),
+                label: said.clone(),
+                known: labels.to_vec(),
+            };
+            unknown.into()
+        })
+    };
+    rows.iter().map(class).collect()
 }

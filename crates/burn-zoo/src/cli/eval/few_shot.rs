@@ -1,14 +1,16 @@
 //! `burn-zoo eval few-shot`.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use serde::Serialize;
 
 use super::{Output, Result, ScorerArguments, Sheet, classify, data, number};
-use crate::infer::{
-    evaluate::deviation,
-    few_shot::{Calibration, Example, FewShot, FewShotConfig, Prediction},
+use crate::{
+    data::{labelled::Row, marked::Reading},
+    infer::{
+        evaluate::deviation,
+        few_shot::{Calibration, Example, FewShot, FewShotConfig, Prediction},
+    },
 };
 
 #[derive(clap::Args)]
@@ -33,7 +35,7 @@ pub struct Arguments {
     /// calibration, Zhao et al. 2021)
     #[arg(long)]
     calibrate: bool,
-    /// An example, with {text} and, at its end, {label}; \n is a new line
+    /// An example, with {text}, {second} where texts come in pairs, and, at its end, {label}; \n is a new line
     #[arg(long, default_value = r"Text: {text}\nLabel: {label}")]
     template: String,
     /// What stands between examples; \n is a new line
@@ -100,42 +102,25 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if arguments.seeds == 0 {
         return Err("--seeds must be at least 1".into());
     }
-    let train = data::labelled(&arguments.train, &arguments.columns)?;
-    let mut rows = data::labelled(&arguments.data, &arguments.columns)?;
+    let columns = &arguments.columns;
+    let train = columns.read(&arguments.train, &columns.classes())?;
+    let mut rows = columns.read(&arguments.data, &columns.classes())?;
     rows.truncate(arguments.limit.unwrap_or(rows.len()).max(1));
-    let labels: BTreeSet<&str> = train.iter().map(|row| row.label.as_str()).collect();
-    let labels: Vec<String> = labels.into_iter().map(str::to_owned).collect();
+    let labels = columns.classes().names(&train);
     let words = words(arguments, &labels)?;
-    let class = |row: &data::Labelled| {
-        let class = labels.iter().position(|label| *label == row.label);
-        class.ok_or_else(|| {
-            format!(
-                "{}: label `{}` is not among those of {}: {}",
-                row.origin,
-                row.label,
-                arguments.train.display(),
-                labels.join(", ")
-            )
-        })
-    };
-    let classes = rows
-        .iter()
-        .map(class)
-        .collect::<std::result::Result<Vec<usize>, _>>()?;
-    let texts: Vec<&str> = rows.iter().map(|row| row.text.as_str()).collect();
-    let examples = train
-        .iter()
-        .map(|row| {
-            let text = row.text.clone();
-            class(row).map(|class| Example { text, class })
-        })
-        .collect::<std::result::Result<Vec<Example>, _>>()?;
+    let classes = data::classes(&rows, &labels, false)?;
+    let readings: Vec<Reading> = rows.into_iter().map(|row| row.reading).collect();
+    let classes_of_train = data::classes(&train, &labels, false)?;
+    let examples = train.into_iter().zip(classes_of_train);
+    let examples: Vec<Example> = examples
+        .map(|(Row { reading, .. }, class)| Example { reading, class })
+        .collect();
 
     let scorer = arguments.scorer.load()?;
     let mut seeds = Vec::new();
     for seed in 0..arguments.seeds {
         let few_shot = FewShot::new(&scorer, arguments.config(seed), words.clone(), &examples)?;
-        let predictions = few_shot.classify(&texts)?.into_iter();
+        let predictions = few_shot.classify(&readings)?.into_iter();
         let predictions: Vec<usize> = predictions.map(|Prediction { class, .. }| class).collect();
         seeds.push(SeedReport {
             seed,

@@ -1,0 +1,78 @@
+//! Dropout whose draws are a function of a seed and the place of a value, so that the gradient draws them again instead
+//! of keeping them.
+
+use burn::backend::ops::FloatTensorOps;
+use burn::tensor::{DType, Distribution, Shape};
+use burn_flex::{Flex, FlexDevice, FlexTensor};
+use pulp::Simd;
+use rayon::prelude::*;
+
+use super::simd::{Kernel, chunk_length, owned, run};
+
+/// Values that are kept, larger, or become 0.
+struct Drop<'a> {
+    values: &'a mut [f32],
+    /// The place of the first among all.
+    first: u32,
+    seed: [u32; 2],
+    probability: f64,
+}
+
+impl Kernel for Drop<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let dropped = (self.probability * 2f64.powi(32)) as u32;
+        let scale = (1.0 / (1.0 - self.probability)) as f32;
+        for (place, value) in self.values.iter_mut().enumerate() {
+            let place = self.first.wrapping_add(place as u32);
+            let draw = mix(mix(place ^ self.seed[0]) ^ self.seed[1]);
+            *value = if draw < dropped { 0.0 } else { *value * scale };
+        }
+    }
+}
+
+/// Mixes the bits of a number: the end of MurmurHash3 (Appleby 2011).
+#[inline(always)]
+fn mix(number: u32) -> u32 {
+    let number = (number ^ (number >> 16)).wrapping_mul(0x85eb_ca6b);
+    let number = (number ^ (number >> 13)).wrapping_mul(0xc2b2_ae35);
+    number ^ (number >> 16)
+}
+
+/// The seed of a draw, from the generator of the device: `[2]`.
+fn draw_seed() -> FlexTensor {
+    let uniform = Distribution::Uniform(0.0, 1.0);
+    Flex::float_random(Shape::new([2]), uniform, &FlexDevice, DType::F32.into())
+}
+
+/// The input with values dropped, and the seed.
+pub(super) fn forward(input: FlexTensor, probability: f64) -> (FlexTensor, FlexTensor) {
+    let seed = draw_seed();
+    (drop(input, &seed, probability), seed)
+}
+
+/// The gradient, of which the same values are dropped.
+pub(super) fn backward(seed: &FlexTensor, grad: FlexTensor, probability: f64) -> FlexTensor {
+    drop(grad, seed, probability)
+}
+
+fn drop(tensor: FlexTensor, seed: &FlexTensor, probability: f64) -> FlexTensor {
+    let seed = seed.storage::<f32>();
+    // 24 random bits of each.
+    let seed = [0, 1].map(|which| mix((seed[which] * 2f32.powi(24)) as u32 + which as u32));
+    let mut tensor = owned(tensor);
+    let values = tensor.storage_mut::<f32>();
+    let length = chunk_length(values.len(), 1);
+    let chunks = values.par_chunks_mut(length).enumerate();
+    chunks.for_each(|(number, values)| {
+        run(Drop {
+            values,
+            first: (number * length) as u32,
+            seed,
+            probability,
+        });
+    });
+    tensor
+}

@@ -1,0 +1,133 @@
+//! Kernels for the processor: one pass over memory for each operation, on all cores, in the widest vectors that the
+//! processor has.
+//!
+//! They are for 32-bit floats; other types take the composed forms.
+
+mod attention;
+mod dropout;
+mod gelu;
+mod norm;
+mod simd;
+
+use burn::backend::{ops::ActivationOps, tensor::FloatTensor};
+use burn_flex::Flex;
+use simd::are_f32;
+
+use crate::{Affine, NormKind, ScoreBias, Scoring, TransformerOps};
+
+impl TransformerOps for Flex {
+    fn masked_attention(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        bias: ScoreBias<Self>,
+        scoring: Scoring,
+    ) -> FloatTensor<Self> {
+        Self::masked_attention_forward(query, key, value, bias, scoring).0
+    }
+
+    fn masked_attention_forward(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        bias: ScoreBias<Self>,
+        scoring: Scoring,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        match are_f32([&query, &key, &value]) {
+            true => attention::forward(query, key, value, bias, scoring),
+            false => crate::attention::composed_forward::<Self>(query, key, value, bias, scoring),
+        }
+    }
+
+    fn masked_attention_backward(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        bias: ScoreBias<Self>,
+        _output: FloatTensor<Self>,
+        saved: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        scoring: Scoring,
+    ) -> (
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+    ) {
+        let backward = match are_f32([&query, &key, &value]) {
+            true => attention::backward,
+            false => crate::attention::composed_backward::<Self>,
+        };
+        backward(query, key, value, bias, saved, grad, scoring)
+    }
+
+    fn exact_gelu(input: FloatTensor<Self>) -> FloatTensor<Self> {
+        match are_f32([&input]) {
+            true => gelu::forward(input),
+            false => Self::gelu(input),
+        }
+    }
+
+    fn exact_gelu_backward(input: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        match are_f32([&input]) {
+            true => gelu::backward(input, grad),
+            false => <Self as ActivationOps<Self>>::gelu_backward(input, grad),
+        }
+    }
+
+    fn affine_normalize(
+        input: FloatTensor<Self>,
+        affine: Affine<Self>,
+        kind: NormKind,
+        epsilon: f64,
+    ) -> FloatTensor<Self> {
+        Self::affine_normalize_forward(input, affine, kind, epsilon).0
+    }
+
+    fn affine_normalize_forward(
+        input: FloatTensor<Self>,
+        affine: Affine<Self>,
+        kind: NormKind,
+        epsilon: f64,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        match are_f32([&input]) {
+            true => norm::forward(input, affine, kind, epsilon),
+            false => crate::norm::composed_forward::<Self>(input, affine, kind, epsilon),
+        }
+    }
+
+    fn affine_normalize_backward(
+        saved: FloatTensor<Self>,
+        statistics: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        kind: NormKind,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let backward = match are_f32([&saved]) {
+            true => norm::backward,
+            false => crate::norm::composed_backward::<Self>,
+        };
+        backward(saved, statistics, weight, grad, kind)
+    }
+
+    fn random_dropout_forward(
+        input: FloatTensor<Self>,
+        probability: f64,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        match are_f32([&input]) {
+            true => dropout::forward(input, probability),
+            false => crate::dropout::composed_forward::<Self>(input, probability),
+        }
+    }
+
+    fn random_dropout_backward(
+        saved: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        probability: f64,
+    ) -> FloatTensor<Self> {
+        match are_f32([&grad]) {
+            true => dropout::backward(&saved, grad, probability),
+            false => crate::dropout::composed_backward::<Self>(saved, grad),
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! Layer and root-mean-square normalisation, one pass over the rows each way.
+//!
+//! The gradient reads the input again, which is there anyhow, instead of a normalised copy of it: what is kept is mean
+//! and reciprocal standard deviation of each row.
+
+use burn::tensor::Shape;
+use burn_flex::{Flex, FlexTensor};
+use pulp::Simd;
+use rayon::prelude::*;
+
+use super::simd::{Kernel, chunk_length, contiguous, mul_add, owned, run, sum, tensor};
+use crate::{Affine, NormKind};
+
+/// Rows of the input, of the output, and two numbers for each of them.
+struct Forward<'a> {
+    input: &'a [f32],
+    output: &'a mut [f32],
+    statistics: &'a mut [f32],
+    weight: &'a [f32],
+    bias: Option<&'a [f32]>,
+    kind: NormKind,
+    epsilon: f32,
+}
+
+impl Kernel for Forward<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let width = self.weight.len();
+        let rows = self.input.chunks_exact(width);
+        let rows = rows.zip(self.output.chunks_exact_mut(width));
+        for ((row, output), statistics) in rows.zip(self.statistics.chunks_exact_mut(2)) {
+            let mean = match self.kind {
+                NormKind::Layer => sum::<1>(row, row, |x, _| [x])[0] / width as f32,
+                NormKind::Rms => 0.0,
+            };
+            let [squares] = sum::<1>(row, row, |x, _| [(x - mean) * (x - mean)]);
+            let scale = 1.0 / (squares / width as f32 + self.epsilon).sqrt();
+            statistics.copy_from_slice(&[mean, scale]);
+            match self.bias {
+                None => {
+                    for ((output, &x), &weight) in output.iter_mut().zip(row).zip(self.weight) {
+                        *output = (x - mean) * scale * weight;
+                    }
+                }
+                Some(bias) => {
+                    let affine = self.weight.iter().zip(bias);
+                    for ((output, &x), (&weight, &bias)) in output.iter_mut().zip(row).zip(affine) {
+                        *output = mul_add::<S>((x - mean) * scale, weight, bias);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Output, input, and mean and reciprocal standard deviation of each row.
+pub(super) fn forward(
+    input: FlexTensor,
+    affine: Affine<Flex>,
+    kind: NormKind,
+    epsilon: f64,
+) -> (FlexTensor, FlexTensor, FlexTensor) {
+    let shape = input.layout().shape().clone();
+    let (weight, bias) = match affine {
+        Affine::Scale(weight) => (weight, None),
+        Affine::ScaleShift(weight, bias) => (weight, Some(contiguous(bias))),
+    };
+    let (weight, of_weight) = contiguous(weight);
+    let weight = &weight.storage::<f32>()[of_weight];
+    let bias = bias.as_ref();
+    let bias = bias.map(|(bias, range)| &bias.storage::<f32>()[range.clone()]);
+    let (input, range) = contiguous(input);
+    let values = &input.storage::<f32>()[range];
+    let width = weight.len();
+    let mut output = vec![0.0; values.len()];
+    let mut statistics = vec![0.0; 2 * values.len() / width.max(1)];
+    let length = chunk_length(values.len(), width);
+    let chunks = values
+        .par_chunks(length)
+        .zip(output.par_chunks_mut(length))
+        .zip(statistics.par_chunks_mut(2 * length / width.max(1)));
+    chunks.for_each(|((input, output), statistics)| {
+        run(Forward {
+            input,
+            output,
+            statistics,
+            weight,
+            bias,
+            kind,
+            epsilon: epsilon as f32,
+        });
+    });
+    let rows = statistics.len() / 2;
+    let statistics = tensor(statistics, Shape::new([rows, 2]));
+    (tensor(output, shape), input, statistics)
+}
+
+/// Rows of the input and of the output's gradient, which becomes that of the input.
+struct Backward<'a> {
+    input: &'a [f32],
+    grad: &'a mut [f32],
+    statistics: &'a [f32],
+    weight: &'a [f32],
+    kind: NormKind,
+}
+
+impl Kernel for Backward<'_> {
+    /// The gradients of weight and bias.
+    type Output = [Vec<f32>; 2];
+
+    /// With `x̂` the normalised input, `r` the reciprocal standard deviation and `g = dy ∘ weight`:
+    /// `dx = r (g − mean(g) − x̂ mean(g ∘ x̂))`, where RMSNorm has no `mean(g)`.
+    #[inline(always)]
+    fn run<S: Simd>(self) -> [Vec<f32>; 2] {
+        let width = self.weight.len();
+        let mut of_weight = vec![0.0; width];
+        let mut of_bias = vec![0.0; width];
+        let rows = self.input.chunks_exact(width);
+        let rows = rows.zip(self.grad.chunks_exact_mut(width));
+        for ((row, grad), statistics) in rows.zip(self.statistics.chunks_exact(2)) {
+            let (mean, scale) = (statistics[0], statistics[1]);
+            let affine = of_weight.iter_mut().zip(&mut of_bias);
+            for ((&x, grad), ((of_weight, of_bias), &weight)) in
+                row.iter().zip(grad.iter_mut()).zip(affine.zip(self.weight))
+            {
+                *of_weight = mul_add::<S>(*grad, (x - mean) * scale, *of_weight);
+                *of_bias += *grad;
+                *grad *= weight;
+            }
+            let [all, projection] = sum::<2>(row, grad, |x, g| [g, g * (x - mean)]);
+            let all = match self.kind {
+                NormKind::Layer => all / width as f32,
+                NormKind::Rms => 0.0,
+            };
+            let projection = projection * scale * scale / width as f32;
+            for (&x, grad) in row.iter().zip(grad) {
+                *grad = (*grad - all - (x - mean) * projection) * scale;
+            }
+        }
+        [of_weight, of_bias]
+    }
+}
+
+/// The gradients of input, weight and bias.
+pub(super) fn backward(
+    input: FlexTensor,
+    statistics: FlexTensor,
+    weight: FlexTensor,
+    grad: FlexTensor,
+    kind: NormKind,
+) -> (FlexTensor, FlexTensor, FlexTensor) {
+    let of_vector = weight.layout().shape().clone();
+    let (weight, range) = contiguous(weight);
+    let weight = &weight.storage::<f32>()[range];
+    let (input, range) = contiguous(input);
+    let input = &input.storage::<f32>()[range];
+    let statistics = statistics.storage::<f32>();
+    let mut grad = owned(grad);
+    let width = weight.len();
+    let length = chunk_length(input.len(), width);
+    let parts: Vec<[Vec<f32>; 2]> = input
+        .par_chunks(length)
+        .zip(grad.storage_mut::<f32>().par_chunks_mut(length))
+        .zip(statistics.par_chunks(2 * length / width.max(1)))
+        .map(|((input, grad), statistics)| {
+            run(Backward {
+                input,
+                grad,
+                statistics,
+                weight,
+                kind,
+            })
+        })
+        .collect();
+    // In their order, so that the sum is always the same.
+    let [of_weight, of_bias] = [0, 1].map(|which| {
+        let mut total = vec![0.0; width];
+        for part in &parts {
+            total
+                .iter_mut()
+                .zip(&part[which])
+                .for_each(|(total, part)| *total += part);
+        }
+        tensor(total, of_vector.clone())
+    });
+    (grad, of_weight, of_bias)
+}

@@ -1,0 +1,358 @@
+//! Loops for the widest vectors of the processor, and elementary functions that fit them.
+//!
+//! The functions have no branches and no tables, so the compiler makes vector code of a loop that calls them; `pulp`
+//! compiles each loop once for AVX-512, AVX2 or NEON and once for any processor, and chooses at run time. Their
+//! coefficients are minimax fits.
+
+use std::ops::Range;
+
+use burn::tensor::{Bytes, DType, Shape};
+use burn_flex::{FlexTensor, Layout};
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+
+/// Below so many elements a second thread costs more than it saves.
+const PARALLEL: usize = 1 << 14;
+
+/// Numbers that are added up side by side: two of the widest vectors.
+const LANES: usize = 32;
+
+/// A loop over part of its data.
+pub(super) trait Kernel {
+    /// What it returns.
+    type Output;
+
+    /// The loop. `S` is the instruction set that it is compiled for.
+    fn run<S: Simd>(self) -> Self::Output;
+}
+
+struct Compiled<K>(K);
+
+impl<K: Kernel> WithSimd for Compiled<K> {
+    type Output = K::Output;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> K::Output {
+        self.0.run::<S>()
+    }
+}
+
+/// Runs a loop as compiled for this processor.
+pub(super) fn run<K: Kernel>(kernel: K) -> K::Output {
+    Arch::new().dispatch(Compiled(kernel))
+}
+
+/// `a · b + c`, in one instruction where there is one.
+#[inline(always)]
+pub(super) fn mul_add<S: Simd>(a: f32, b: f32, c: f32) -> f32 {
+    match S::IS_SCALAR {
+        true => a * b + c,
+        false => a.mul_add(b, c),
+    }
+}
+
+/// `c₀ + x (c₁ + x (c₂ + …))`.
+#[inline(always)]
+fn polynomial<S: Simd, const N: usize>(x: f32, coefficients: [f32; N]) -> f32 {
+    let mut sum = coefficients[N - 1];
+    for index in (0..N - 1).rev() {
+        sum = mul_add::<S>(sum, x, coefficients[index]);
+    }
+    sum
+}
+
+/// `eˣ` within 2e-7 of its value. 0 below -87.3, where 32-bit floats lose digits.
+#[inline(always)]
+pub(super) fn exp<S: Simd>(x: f32) -> f32 {
+    const LOWEST: f32 = -87.3;
+    const HIGHEST: f32 = 88.722_84;
+    // Adding it rounds to whole numbers, and leaves them in the lowest bits.
+    const ROUND: f32 = 12_582_912.0;
+    // ln 2 in two parts, of which the first times a small whole number is exact (Cody and Waite 1980).
+    const LN_2: [f32; 2] = [355.0 / 512.0, -2.121_944_4e-4];
+    // (eʳ - 1 - r) / r² for |r| ≤ ln 2 / 2.
+    const REST: [f32; 5] = [
+        0.499_999_94,
+        0.166_665_2,
+        0.041_668_4,
+        0.008_368_851,
+        0.001_381_432,
+    ];
+    let inside = if x < LOWEST { LOWEST } else { x };
+    let inside = if inside > HIGHEST { HIGHEST } else { inside };
+    let rounded = mul_add::<S>(inside, std::f32::consts::LOG2_E, ROUND);
+    let n = rounded - ROUND;
+    let r = mul_add::<S>(n, -LN_2[0], inside);
+    let r = mul_add::<S>(n, -LN_2[1], r);
+    let power = mul_add::<S>(r * r, polynomial::<S, 5>(r, REST), r) + 1.0;
+    let scaled = f32::from_bits(power.to_bits().wrapping_add(rounded.to_bits() << 23));
+    let scaled = if x < LOWEST { 0.0 } else { scaled };
+    let scaled = if x > HIGHEST { f32::INFINITY } else { scaled };
+    if x.is_nan() { x } else { scaled }
+}
+
+/// `Φ(x)`, the normal distribution, within 2e-7, and `e^(-x²/2)`.
+#[inline(always)]
+pub(super) fn normal<S: Simd>(x: f32) -> (f32, f32) {
+    // Mills' ratio Φ(-z) / e^(-z²/2) as t times a polynomial of t = 1 / (1 + 0.27 z), z ≥ 0: the form of Abramowitz and
+    // Stegun 7.1.26.
+    const MILLS: [f32; 9] = [
+        0.107_720_18,
+        0.107_550_506,
+        0.101_759_17,
+        0.072_240_27,
+        0.107_399_487,
+        -0.068_621_07,
+        0.169_291_5,
+        -0.126_255_31,
+        0.028_915_285,
+    ];
+    let density = exp::<S>(-0.5 * x * x);
+    let t = 1.0 / mul_add::<S>(x.abs(), 0.27, 1.0);
+    let tail = density * t * polynomial::<S, 9>(t, MILLS);
+    (if x < 0.0 { tail } else { 1.0 - tail }, density)
+}
+
+/// A tensor of 32-bit floats without gaps, and where its values are in its storage.
+pub(super) fn contiguous(tensor: FlexTensor) -> (FlexTensor, Range<usize>) {
+    let tensor = match tensor.layout().contiguous_offsets() {
+        Some(_) => tensor,
+        None => tensor.to_contiguous(),
+    };
+    let (start, end) = tensor.layout().contiguous_offsets().expect("just made so");
+    (tensor, start..end)
+}
+
+/// A tensor of these values.
+pub(super) fn tensor(values: Vec<f32>, shape: Shape) -> FlexTensor {
+    FlexTensor::new(
+        Bytes::from_elems(values),
+        Layout::contiguous(shape),
+        DType::F32,
+    )
+}
+
+/// A function of single numbers.
+pub(super) trait Unary: Copy + Sync {
+    fn apply<S: Simd>(self, x: f32) -> f32;
+}
+
+/// A function of two numbers, such as a gradient.
+pub(super) trait Binary: Copy + Sync {
+    fn apply<S: Simd>(self, x: f32, y: f32) -> f32;
+}
+
+/// Applies a function to each value.
+pub(super) fn map(input: FlexTensor, function: impl Unary) -> FlexTensor {
+    struct Map<'a, F>(&'a mut [std::mem::MaybeUninit<f32>], &'a [f32], F);
+    impl<F: Unary> Kernel for Map<'_, F> {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd>(self) {
+            for (output, &x) in self.0.iter_mut().zip(self.1) {
+                output.write(self.2.apply::<S>(x));
+            }
+        }
+    }
+    let shape = input.layout().shape().clone();
+    let (input, range) = contiguous(input);
+    let input = &input.storage::<f32>()[range];
+    let mut output = Vec::with_capacity(input.len());
+    let spare = &mut output.spare_capacity_mut()[..input.len()];
+    let length = chunk_length(input.len(), 1);
+    let chunks = spare.par_chunks_mut(length).zip(input.par_chunks(length));
+    chunks.for_each(|(output, input)| run(Map(output, input, function)));
+    // SAFETY: each value was written.
+    unsafe { output.set_len(input.len()) };
+    tensor(output, shape)
+}
+
+/// Replaces each value of `y` by a function of those of `x` and `y`, which have one shape.
+pub(super) fn zip_into(x: FlexTensor, y: FlexTensor, function: impl Binary) -> FlexTensor {
+    struct Zip<'a, F>(&'a [f32], &'a mut [f32], F);
+    impl<F: Binary> Kernel for Zip<'_, F> {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd>(self) {
+            for (&x, y) in self.0.iter().zip(self.1) {
+                *y = self.2.apply::<S>(x, *y);
+            }
+        }
+    }
+    let (x, range) = contiguous(x);
+    let x = &x.storage::<f32>()[range];
+    let mut y = owned(y);
+    let values = y.storage_mut::<f32>();
+    let length = chunk_length(x.len(), 1);
+    let chunks = x.par_chunks(length).zip(values.par_chunks_mut(length));
+    chunks.for_each(|(x, y)| run(Zip(x, y, function)));
+    y
+}
+
+/// The tensor, or a copy that fills its storage and is nobody else's.
+pub(super) fn owned(tensor: FlexTensor) -> FlexTensor {
+    let (tensor, range) = contiguous(tensor);
+    let fills = tensor.storage::<f32>().len() == range.len();
+    match fills && tensor.is_unique() {
+        true => tensor,
+        false => {
+            let values = tensor.storage::<f32>()[range].to_vec();
+            self::tensor(values, tensor.layout().shape().clone())
+        }
+    }
+}
+
+/// The sums of functions of pairs of numbers, in an order that vectors allow.
+#[inline(always)]
+pub(super) fn sum<const N: usize>(
+    x: &[f32],
+    y: &[f32],
+    function: impl Fn(f32, f32) -> [f32; N],
+) -> [f32; N] {
+    let mut lanes = [[0.0f32; LANES]; N];
+    let (wide, narrow) = (x.chunks_exact(LANES), y.chunks_exact(LANES));
+    let rest = wide.remainder().iter().zip(narrow.remainder());
+    for (x, y) in wide.zip(narrow) {
+        for lane in 0..LANES {
+            let values = function(x[lane], y[lane]);
+            for (lanes, value) in lanes.iter_mut().zip(values) {
+                lanes[lane] += value;
+            }
+        }
+    }
+    let mut totals = lanes.map(|lanes| lanes.iter().sum());
+    for (&x, &y) in rest {
+        for (total, value) in totals.iter_mut().zip(function(x, y)) {
+            *total += value;
+        }
+    }
+    totals
+}
+
+/// The largest number.
+#[inline(always)]
+pub(super) fn largest(values: &[f32]) -> f32 {
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let wide = values.chunks_exact(LANES);
+    let rest = wide.remainder().iter().copied();
+    for values in wide {
+        for (lane, &value) in lanes.iter_mut().zip(values) {
+            *lane = larger(*lane, value);
+        }
+    }
+    rest.chain(lanes).fold(f32::NEG_INFINITY, larger)
+}
+
+/// How many of `length` values, whole rows of `row`, one thread takes at a time.
+pub(super) fn chunk_length(length: usize, row: usize) -> usize {
+    let row = row.max(1);
+    match length < 2 * PARALLEL {
+        true => length.max(row),
+        false => PARALLEL.div_ceil(row) * row,
+    }
+}
+
+/// Whether all are of 32-bit floats, for which these kernels are.
+pub(super) fn are_f32<const N: usize>(tensors: [&FlexTensor; N]) -> bool {
+    tensors.iter().all(|tensor| tensor.dtype() == DType::F32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each value by the vector code of this processor and by the code for any.
+    fn both(values: &[f32], vector: impl Unary) -> [Vec<f32>; 2] {
+        struct Scalar<'a, F>(&'a [f32], F);
+        impl<F: Unary> Kernel for Scalar<'_, F> {
+            type Output = Vec<f32>;
+            fn run<S: Simd>(self) -> Vec<f32> {
+                self.0.iter().map(|&x| self.1.apply::<S>(x)).collect()
+            }
+        }
+        [
+            run(Scalar(values, vector)),
+            Scalar(values, vector).run::<pulp::Scalar>(),
+        ]
+    }
+
+    fn assert_within(
+        found: &[Vec<f32>; 2],
+        expected: impl Fn(usize) -> f64,
+        bound: impl Fn(f64) -> f64,
+    ) {
+        for found in found {
+            for (index, &found) in found.iter().enumerate() {
+                let expected = expected(index);
+                let difference = (f64::from(found) - expected).abs();
+                assert!(
+                    difference <= bound(expected),
+                    "{index}: {found} instead of {expected}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn exponentials_are_within_their_bound() {
+        #[derive(Clone, Copy)]
+        struct Exp;
+        impl Unary for Exp {
+            #[inline(always)]
+            fn apply<S: Simd>(self, x: f32) -> f32 {
+                exp::<S>(x)
+            }
+        }
+        let values: Vec<f32> = (0..2_000_000).map(|i| i as f32 * 8.8e-5 - 87.29).collect();
+        let expected = |index: usize| f64::from(values[index]).exp();
+        assert_within(&both(&values, Exp), expected, |value| 2e-7 * value);
+        for found in both(
+            &[
+                f32::NEG_INFINITY,
+                -1e30,
+                -90.0,
+                f32::INFINITY,
+                89.0,
+                f32::NAN,
+                0.0,
+            ],
+            Exp,
+        ) {
+            assert_eq!(found[..5], [0.0, 0.0, 0.0, f32::INFINITY, f32::INFINITY]);
+            assert!(found[5].is_nan() && found[6] == 1.0);
+        }
+    }
+
+    #[test]
+    fn the_normal_distribution_is_within_its_bound() {
+        #[derive(Clone, Copy)]
+        struct Normal;
+        impl Unary for Normal {
+            #[inline(always)]
+            fn apply<S: Simd>(self, x: f32) -> f32 {
+                normal::<S>(x).0
+            }
+        }
+        let values: Vec<f32> = (0..400_000).map(|i| i as f32 * 5e-5 - 10.0).collect();
+        // Simpson's rule, from the left.
+        let density = |x: f64| (-0.5 * x * x).exp() / std::f64::consts::TAU.sqrt();
+        let mut sum = 7.6e-24;
+        let mut distribution = vec![sum];
+        for pair in values.windows(2) {
+            let [a, b] = [pair[0], pair[1]].map(f64::from);
+            sum += (b - a) / 6.0 * (density(a) + 4.0 * density((a + b) / 2.0) + density(b));
+            distribution.push(sum);
+        }
+        assert_within(
+            &both(&values, Normal),
+            |index| distribution[index],
+            |_| 2e-7,
+        );
+        for found in both(&[f32::NEG_INFINITY, f32::INFINITY, f32::NAN, -0.0], Normal) {
+            assert_eq!(found[..2], [0.0, 1.0]);
+            assert!(found[2].is_nan());
+            assert!((found[3] - 0.5).abs() < 1e-7);
+        }
+    }
+}
