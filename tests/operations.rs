@@ -4,7 +4,9 @@
 mod common;
 
 use burn::tensor::{Device, Tensor, activation};
-use burn_zoo::ops::{AttentionMask, NormKind, Scoring, attention, dropout, exact_gelu, normalize};
+use burn_zoo::ops::{
+    AdamWStep, AttentionMask, NormKind, Scoring, adamw, attention, dropout, exact_gelu, normalize,
+};
 use common::{
     assert_close, data, devices, normal, normal_density, normal_distribution, processor, values,
 };
@@ -507,6 +509,47 @@ fn large_sizes_are_as_right_as_small_ones() {
     let input = Tensor::<1>::from_data(data(&x, [x.len()]), &device);
     let expected: Vec<f64> = x.iter().map(|&x| x * normal_distribution(x)).collect();
     assert_close(&values(exact_gelu(input)), &expected, 1e-6, "gelu");
+}
+
+/// Five steps of AdamW against the same in 64-bit floats, with more values than one thread takes at a time.
+#[test]
+fn adamw_is_right_on_every_backend() {
+    const N: usize = 40_000;
+    let first = AdamWStep {
+        number: 1,
+        learning_rate: 0.01,
+        beta1: 0.9,
+        beta2: 0.99,
+        epsilon: 1e-8,
+        weight_decay: 0.1,
+    };
+    let grads: Vec<Vec<f64>> = (0..5).map(|seed| normal(seed, N)).collect();
+    let start = normal(11, N);
+    let mut expected = start.clone();
+    let (mut mean, mut square) = (vec![0.0; N], vec![0.0; N]);
+    for (time, grads) in (1..).zip(&grads) {
+        for (index, grad) in grads.iter().enumerate() {
+            mean[index] = 0.9 * mean[index] + 0.1 * grad;
+            square[index] = 0.99 * square[index] + 0.01 * grad * grad;
+            let root = (square[index] / (1.0 - 0.99f64.powi(time))).sqrt() + 1e-8;
+            let update = mean[index] / (1.0 - 0.9f64.powi(time)) / root;
+            expected[index] = expected[index] * (1.0 - 0.01 * 0.1) - 0.01 * update;
+        }
+    }
+    for found in devices() {
+        let tensor =
+            |values: &[f64]| Tensor::<2>::from_data(data(values, [N / 100, 100]), &found.device);
+        let mut parameter = tensor(&start);
+        let mut moments = [parameter.zeros_like(), parameter.zeros_like()];
+        for (number, grads) in (1..).zip(&grads) {
+            let step = AdamWStep { number, ..first };
+            (parameter, moments) = adamw(parameter, tensor(grads), moments, step);
+        }
+        assert_close(&values(parameter), &expected, 1e-5, &found.name);
+        let [moment_1, moment_2] = moments.map(values);
+        assert_close(&moment_1, &mean, 1e-5, &found.name);
+        assert_close(&moment_2, &square, 1e-5, &found.name);
+    }
 }
 
 /// As many values as are meant to become 0, anywhere; the others are larger; and the gradient knows which.

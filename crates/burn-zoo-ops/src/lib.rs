@@ -10,7 +10,7 @@
 //! - `Autodiff<B, C>` carries one hand-written gradient per operation, which serves
 //!   every backend, because it only calls the `_forward` and `_backward` methods of the trait.
 //!
-//! Models call the functions at the crate's root ([`attention`], [`normalize`], [`exact_gelu`], [`dropout`]), which take and
+//! Models call the functions at the crate's root ([`attention`], [`normalize`], [`exact_gelu`], [`dropout`], [`adamw`]), which take and
 //! return plain tensors.
 //!
 //! ```
@@ -45,6 +45,7 @@
 use burn::backend::{Backend, backend_extension, tensor::FloatTensor};
 use burn::tensor::Tensor;
 
+mod adamw;
 mod attention;
 mod autodiff;
 mod backends;
@@ -56,6 +57,7 @@ mod gelu;
 pub mod libtorch;
 mod norm;
 
+pub use adamw::AdamWStep;
 pub use attention::{AttentionMask, ScoreBias, Scoring};
 pub use norm::{Affine, NormKind};
 
@@ -166,6 +168,18 @@ pub trait TransformerOps: Backend {
         dropout::composed_backward::<Self>(saved, grad)
     }
 
+    /// A step of an optimiser, see [`adamw`]. Returns the parameter and its moments.
+    #[fusion(default)]
+    fn adamw_update(
+        parameter: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        moment_1: FloatTensor<Self>,
+        moment_2: FloatTensor<Self>,
+        step: AdamWStep,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        adamw::composed::<Self>(parameter, grad, moment_1, moment_2, step)
+    }
+
     /// Layer or root-mean-square normalisation, see [`normalize`].
     #[fusion(default)]
     fn affine_normalize(
@@ -259,6 +273,41 @@ pub fn exact_gelu<const D: usize>(input: Tensor<D>) -> Tensor<D> {
     Tensor::from_dispatch(<burn::backend::Dispatch as TransformerOps>::exact_gelu(
         input.into_dispatch(),
     ))
+}
+
+/// A step of AdamW: the parameter after it, and the means of gradients and of their squares, which begin at 0. All of
+/// one shape.
+///
+/// # Panics
+///
+/// When shapes differ.
+pub fn adamw<const D: usize>(
+    parameter: Tensor<D>,
+    grad: Tensor<D>,
+    moments: [Tensor<D>; 2],
+    step: AdamWStep,
+) -> (Tensor<D>, [Tensor<D>; 2]) {
+    let [moment_1, moment_2] = moments;
+    for (what, shape) in [
+        ("gradient", grad.dims()),
+        ("first moment", moment_1.dims()),
+        ("second moment", moment_2.dims()),
+    ] {
+        let of_parameter = parameter.dims();
+        assert_eq!(
+            shape, of_parameter,
+            "adamw: the {what} must have the parameter's shape"
+        );
+    }
+    let (parameter, moment_1, moment_2) = <burn::backend::Dispatch as TransformerOps>::adamw_update(
+        parameter.into_dispatch(),
+        grad.into_dispatch(),
+        moment_1.into_dispatch(),
+        moment_2.into_dispatch(),
+        step,
+    );
+    let moments = [moment_1, moment_2].map(Tensor::from_dispatch);
+    (Tensor::from_dispatch(parameter), moments)
 }
 
 /// Makes each value 0 with some probability and divides the others by what is left of 1, so that the mean stays

@@ -8,6 +8,7 @@
 //! - [`Trainee`](objective::Trainee) and [`StepLoop`](step_loop::StepLoop) are a `TrainStep` and a
 //!   strategy for burn-train's `SupervisedTraining`.
 
+mod adamw;
 pub mod adaptation;
 pub mod average;
 pub mod checkpoint;

@@ -7,14 +7,15 @@ use burn::optim::decay::WeightDecayConfig;
 use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLrScheduler;
 use burn::optim::momentum::MomentumConfig;
 use burn::optim::{
-    AdafactorConfig, AdamWConfig, AdjustLrFn, GradientsParams, LionConfig, ModuleOptimizer,
-    MuonConfig, SgdConfig,
+    AdafactorConfig, AdjustLrFn, GradientsParams, LionConfig, ModuleOptimizer, MuonConfig,
+    SgdConfig,
 };
 use burn::tensor::Tensor;
 use burn_zoo_nn::ConfigError;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    adamw::AdamWUpdate,
     parameters::{self, NoSuchParameter, Parameter, matches},
     schedule::Schedule,
 };
@@ -488,13 +489,11 @@ impl AdamW {
         above_zero("epsilon", self.epsilon.into())
     }
 
-    fn build(&self, weight_decay: f32) -> burn::optim::AdamW {
-        AdamWConfig::new()
-            .with_beta_1(self.beta1)
-            .with_beta_2(self.beta2)
-            .with_epsilon(self.epsilon)
-            .with_weight_decay(weight_decay)
-            .build()
+    fn build(&self, weight_decay: f32) -> AdamWUpdate {
+        AdamWUpdate {
+            settings: self.clone(),
+            weight_decay,
+        }
     }
 }
 

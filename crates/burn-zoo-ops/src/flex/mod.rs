@@ -3,6 +3,7 @@
 //!
 //! They are for 32-bit floats; other types take the composed forms.
 
+mod adamw;
 mod attention;
 mod dropout;
 mod gelu;
@@ -13,7 +14,7 @@ use burn::backend::{ops::ActivationOps, tensor::FloatTensor};
 use burn_flex::Flex;
 use simd::are_f32;
 
-use crate::{Affine, NormKind, ScoreBias, Scoring, TransformerOps};
+use crate::{AdamWStep, Affine, NormKind, ScoreBias, Scoring, TransformerOps};
 
 impl TransformerOps for Flex {
     fn masked_attention(
@@ -73,6 +74,20 @@ impl TransformerOps for Flex {
             true => gelu::backward(input, grad),
             false => <Self as ActivationOps<Self>>::gelu_backward(input, grad),
         }
+    }
+
+    fn adamw_update(
+        parameter: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        moment_1: FloatTensor<Self>,
+        moment_2: FloatTensor<Self>,
+        step: AdamWStep,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let update = match are_f32([&parameter, &grad, &moment_1, &moment_2]) {
+            true => adamw::update,
+            false => crate::adamw::composed::<Self>,
+        };
+        update(parameter, grad, moment_1, moment_2, step)
     }
 
     fn affine_normalize(
