@@ -5,7 +5,8 @@ mod common;
 
 use burn::tensor::{Device, Tensor, activation};
 use burn_zoo::ops::{
-    AdamWStep, AttentionMask, NormKind, Scoring, adamw, attention, dropout, exact_gelu, normalize,
+    Activation, AdamWStep, AttentionMask, NormKind, Scoring, activate, adamw, attention, dropout,
+    normalize,
 };
 use common::{
     assert_close, data, devices, normal, normal_density, normal_distribution, processor, values,
@@ -508,7 +509,8 @@ fn large_sizes_are_as_right_as_small_ones() {
     let x = normal(5, 50_000);
     let input = Tensor::<1>::from_data(data(&x, [x.len()]), &device);
     let expected: Vec<f64> = x.iter().map(|&x| x * normal_distribution(x)).collect();
-    assert_close(&values(exact_gelu(input)), &expected, 1e-6, "gelu");
+    let found = activate(input, Activation::Gelu);
+    assert_close(&values(found), &expected, 1e-6, "gelu");
 }
 
 /// Five steps of AdamW against the same in 64-bit floats, with more values than one thread takes at a time.
@@ -683,18 +685,45 @@ fn a_learned_bias_is_added_and_has_its_gradient() {
     }
 }
 
-/// `x Φ(x)` has the slope `Φ(x) + x φ(x)`; `Φ` by Simpson's rule from the density.
+/// Activations and their slopes against 64-bit floats; `Φ` by Simpson's rule from the density, other slopes by
+/// differences. Far from 0 they are 0 or `x`.
 #[test]
-fn the_gradient_of_gelu_is_exact() {
-    let x: Vec<f64> = (-40..=40).map(|i| f64::from(i) / 10.0).collect();
+fn activations_and_their_slopes_are_exact() {
+    let near: Vec<f64> = (-40..=40).map(|i| f64::from(i) / 10.0).collect();
+    let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+    let tanh = |x: f64| {
+        let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
+        0.5 * x * (1.0 + inner.tanh())
+    };
+    let silu = |x: f64| x * sigmoid(x);
+    let exact = |x: f64| x * normal_distribution(x);
     let slope = |x: f64| normal_distribution(x) + x * normal_density(x);
-    let expected: Vec<f64> = x.iter().map(|&x| slope(x)).collect();
+    let difference = |f: &dyn Fn(f64) -> f64, x: f64| (f(x + 1e-5) - f(x - 1e-5)) / 2e-5;
+    type Function<'a> = &'a dyn Fn(f64) -> f64;
+    let cases: [(Activation, Function, Function); 3] = [
+        (Activation::Gelu, &exact, &slope),
+        (Activation::GeluTanh, &tanh, &|x| difference(&tanh, x)),
+        (Activation::Silu, &silu, &|x| difference(&silu, x)),
+    ];
     for found in devices() {
         let device = found.device.clone().autodiff();
-        let input = Tensor::<1>::from_data(data(&x, [x.len()]), &device).require_grad();
-        let grads = exact_gelu(input.clone()).sum().backward();
-        let found_gradient = values(input.grad(&grads).unwrap());
-        assert_close(&found_gradient, &expected, 1e-5, &found.name);
+        for (activation, value, slope) in &cases {
+            let run = |x: &[f64]| {
+                let input = Tensor::<1>::from_data(data(x, [x.len()]), &device).require_grad();
+                let output = activate(input.clone(), *activation);
+                let grads = output.clone().sum().backward();
+                [values(output), values(input.grad(&grads).unwrap())]
+            };
+            let what = format!("{}, {activation:?}", found.name);
+            let [output, gradient] = run(&near);
+            let expected: Vec<f64> = near.iter().map(|&x| value(x)).collect();
+            assert_close(&output, &expected, 1e-5, &what);
+            let expected: Vec<f64> = near.iter().map(|&x| slope(x)).collect();
+            assert_close(&gradient, &expected, 1e-5, &format!("{what}, slope"));
+            let [output, gradient] = run(&[-300.0, 300.0]);
+            assert_close(&output, &[0.0, 300.0], 1e-5, &format!("{what}, far"));
+            assert_close(&gradient, &[0.0, 1.0], 1e-5, &format!("{what}, far slope"));
+        }
     }
 }
 

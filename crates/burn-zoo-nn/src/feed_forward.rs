@@ -3,7 +3,7 @@
 use burn::config::Config;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, activation};
-use burn_zoo_ops::exact_gelu;
+use burn_zoo_ops::{Activation as Smooth, activate};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -33,9 +33,9 @@ impl Activation {
     pub fn forward<const D: usize>(self, input: Tensor<D>) -> Tensor<D> {
         match self {
             Self::Relu => activation::relu(input),
-            Self::Gelu => exact_gelu(input),
-            Self::GeluTanh => activation::gelu_approximate(input),
-            Self::Silu => activation::silu(input),
+            Self::Gelu => activate(input, Smooth::Gelu),
+            Self::GeluTanh => activate(input, Smooth::GeluTanh),
+            Self::Silu => activate(input, Smooth::Silu),
             Self::Tanh => input.tanh(),
         }
     }

@@ -14,7 +14,7 @@ use burn::backend::{
     tensor::FloatTensor,
 };
 
-use crate::{Affine, NormKind, ScoreBias, Scoring, TransformerOps};
+use crate::{Activation, Affine, NormKind, ScoreBias, Scoring, TransformerOps};
 
 /// Hands each parent that is tracked its gradient.
 fn register<B: TransformerOps>(
@@ -79,15 +79,16 @@ fn record_attention<B: TransformerOps, C: CheckpointStrategy, const N: usize>(
 }
 
 #[derive(Debug)]
-struct GeluBackward;
+struct ActivationBackward;
 
-impl<B: TransformerOps> Backward<B, 1> for GeluBackward {
-    /// The input.
-    type State = FloatTensor<B>;
+impl<B: TransformerOps> Backward<B, 1> for ActivationBackward {
+    /// The input, and what was applied.
+    type State = (FloatTensor<B>, Activation);
 
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
         let grad = grads.consume::<B>(&ops.node);
-        let input = B::exact_gelu_backward(ops.state, grad);
+        let (input, activation) = ops.state;
+        let input = B::smooth_activation_backward(input, grad, activation);
         let parents = ops.parents.map(|parent| parent.map(|node| node.id));
         register::<B>(parents, [input], grads);
     }
@@ -150,14 +151,15 @@ impl<B: TransformerOps, C: CheckpointStrategy> TransformerOps for Autodiff<B, C>
         }
     }
 
-    fn exact_gelu(input: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn smooth_activation(input: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self> {
         let (input, node) = input.into_parts();
-        match GeluBackward.prepare::<C>([node]).compute_bound().stateful() {
+        let prepared = ActivationBackward.prepare::<C>([node]);
+        match prepared.compute_bound().stateful() {
             OpsKind::Tracked(prep) => {
-                let output = B::exact_gelu(input.clone());
-                prep.finish(input, output)
+                let output = B::smooth_activation(input.clone(), activation);
+                prep.finish((input, activation), output)
             }
-            OpsKind::UnTracked(prep) => prep.finish(B::exact_gelu(input)),
+            OpsKind::UnTracked(prep) => prep.finish(B::smooth_activation(input, activation)),
         }
     }
 

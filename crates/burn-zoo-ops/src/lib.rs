@@ -10,7 +10,7 @@
 //! - `Autodiff<B, C>` carries one hand-written gradient per operation, which serves
 //!   every backend, because it only calls the `_forward` and `_backward` methods of the trait.
 //!
-//! Models call the functions at the crate's root ([`attention`], [`normalize`], [`exact_gelu`], [`dropout`], [`adamw`]), which take and
+//! Models call the functions at the crate's root ([`attention`], [`normalize`], [`activate`], [`dropout`], [`adamw`]), which take and
 //! return plain tensors.
 //!
 //! ```
@@ -45,6 +45,7 @@
 use burn::backend::{Backend, backend_extension, tensor::FloatTensor};
 use burn::tensor::Tensor;
 
+mod activation;
 mod adamw;
 mod attention;
 mod autodiff;
@@ -52,11 +53,11 @@ mod backends;
 mod dropout;
 #[cfg(feature = "flex")]
 mod flex;
-mod gelu;
 #[cfg(feature = "libtorch")]
 pub mod libtorch;
 mod norm;
 
+pub use activation::Activation;
 pub use adamw::AdamWStep;
 pub use attention::{AttentionMask, ScoreBias, Scoring};
 pub use norm::{Affine, NormKind};
@@ -129,16 +130,20 @@ pub trait TransformerOps: Backend {
         attention::composed_backward::<Self>(query, key, value, bias, saved, grad, scoring)
     }
 
-    /// The exact GELU, see [`exact_gelu`].
+    /// An activation, see [`activate`].
     #[fusion(default)]
-    fn exact_gelu(input: FloatTensor<Self>) -> FloatTensor<Self> {
-        Self::gelu(input)
+    fn smooth_activation(input: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self> {
+        activation::composed::<Self>(input, activation)
     }
 
     /// Its gradient.
     #[fusion(default)]
-    fn exact_gelu_backward(input: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
-        gelu::composed_backward::<Self>(input, grad)
+    fn smooth_activation_backward(
+        input: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        activation: Activation,
+    ) -> FloatTensor<Self> {
+        activation::composed_backward::<Self>(input, grad, activation)
     }
 
     /// Dropout, see [`dropout`].
@@ -266,13 +271,14 @@ pub fn attention(
     )
 }
 
-/// `x Φ(x)` with `Φ` the normal distribution (Hendrycks & Gimpel 2016, arXiv:1606.08415), `[..] → [..]`.
-///
-/// Its gradient is exact on every backend, which that of Burn's own is not.
-pub fn exact_gelu<const D: usize>(input: Tensor<D>) -> Tensor<D> {
-    Tensor::from_dispatch(<burn::backend::Dispatch as TransformerOps>::exact_gelu(
-        input.into_dispatch(),
-    ))
+/// An activation of each value, `[..] → [..]`, whose gradient keeps the input alone.
+pub fn activate<const D: usize>(input: Tensor<D>, activation: Activation) -> Tensor<D> {
+    Tensor::from_dispatch(
+        <burn::backend::Dispatch as TransformerOps>::smooth_activation(
+            input.into_dispatch(),
+            activation,
+        ),
+    )
 }
 
 /// A step of AdamW: the parameter after it, and the means of gradients and of their squares, which begin at 0. All of

@@ -1,4 +1,4 @@
-//! Attention on LibTorch through ATen's fused scaled-dot-product kernels.
+//! LibTorch's own kernels: activations, and attention by its fused scaled-dot-product.
 //!
 //! On a processor, training and inference use ATen's flash attention, whose backward pass
 //! recomputes the probabilities from the log-sum-exp of each row. Elsewhere (CUDA, MPS) inference
@@ -8,11 +8,11 @@
 //! cached prefix needs an explicit mask; and its kernels want as many key as query heads, so
 //! grouped heads are expanded and their gradients summed.
 
-use burn::backend::{TensorMetadata, ops::ActivationOps, tensor::FloatTensor};
+use burn::backend::{TensorMetadata, tensor::FloatTensor};
 use burn_tch::{LibTorch, TchTensor};
 use tch::Tensor;
 
-use crate::{AttentionMask, ScoreBias, Scoring, TransformerOps, attention};
+use crate::{Activation, AttentionMask, ScoreBias, Scoring, TransformerOps, attention};
 
 /// How ATen is told about a mask.
 struct Masking {
@@ -130,8 +130,24 @@ impl TransformerOps for LibTorch {
         ))
     }
 
-    fn exact_gelu_backward(input: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
-        <Self as ActivationOps<Self>>::gelu_backward(input, grad)
+    fn smooth_activation(input: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self> {
+        TchTensor::new(match activation {
+            Activation::Gelu => input.tensor.gelu("none"),
+            Activation::GeluTanh => input.tensor.gelu("tanh"),
+            Activation::Silu => input.tensor.silu(),
+        })
+    }
+
+    fn smooth_activation_backward(
+        input: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        activation: Activation,
+    ) -> FloatTensor<Self> {
+        TchTensor::new(match activation {
+            Activation::Gelu => input.tensor.gelu_backward(&grad.tensor, "none"),
+            Activation::GeluTanh => input.tensor.gelu_backward(&grad.tensor, "tanh"),
+            Activation::Silu => input.tensor.silu_backward(&grad.tensor),
+        })
     }
 
     fn masked_attention_forward(

@@ -3,18 +3,18 @@
 //!
 //! They are for 32-bit floats; other types take the composed forms.
 
+mod activation;
 mod adamw;
 mod attention;
 mod dropout;
-mod gelu;
 mod norm;
 mod simd;
 
-use burn::backend::{ops::ActivationOps, tensor::FloatTensor};
+use burn::backend::tensor::FloatTensor;
 use burn_flex::Flex;
 use simd::are_f32;
 
-use crate::{AdamWStep, Affine, NormKind, ScoreBias, Scoring, TransformerOps};
+use crate::{Activation, AdamWStep, Affine, NormKind, ScoreBias, Scoring, TransformerOps};
 
 impl TransformerOps for Flex {
     fn masked_attention(
@@ -62,18 +62,23 @@ impl TransformerOps for Flex {
         backward(query, key, value, bias, saved, grad, scoring)
     }
 
-    fn exact_gelu(input: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn smooth_activation(input: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self> {
         match are_f32([&input]) {
-            true => gelu::forward(input),
-            false => Self::gelu(input),
+            true => activation::forward(input, activation),
+            false => crate::activation::composed::<Self>(input, activation),
         }
     }
 
-    fn exact_gelu_backward(input: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
-        match are_f32([&input]) {
-            true => gelu::backward(input, grad),
-            false => <Self as ActivationOps<Self>>::gelu_backward(input, grad),
-        }
+    fn smooth_activation_backward(
+        input: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        activation: Activation,
+    ) -> FloatTensor<Self> {
+        let backward = match are_f32([&input]) {
+            true => activation::backward,
+            false => crate::activation::composed_backward::<Self>,
+        };
+        backward(input, grad, activation)
     }
 
     fn adamw_update(

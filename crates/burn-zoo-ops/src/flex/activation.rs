@@ -1,0 +1,120 @@
+//! Activations, one pass each way.
+
+use burn_flex::FlexTensor;
+use pulp::Simd;
+
+use super::simd::{Binary, Unary, exp, map, mul_add, normal, zip_into};
+use crate::{
+    Activation,
+    activation::{TANH_CUBE, TANH_SCALE},
+};
+
+/// Here an activation is 0 or `x`.
+const FAR: f32 = 100.0;
+
+/// `x`, but no further below 0: infinity times 0 is not a number.
+#[inline(always)]
+fn not_below(x: f32) -> f32 {
+    if x < -FAR { -FAR } else { x }
+}
+
+/// `x`, but no further from 0.
+#[inline(always)]
+fn near(x: f32) -> f32 {
+    let x = not_below(x);
+    if x > FAR { FAR } else { x }
+}
+
+/// `1 / (1 + e⁻ˣ)`.
+#[inline(always)]
+fn sigmoid<S: Simd>(x: f32) -> f32 {
+    1.0 / (1.0 + exp::<S>(-x))
+}
+
+/// Twice `√(2/π) (x + 0.044715 x³)`, and its slope.
+#[inline(always)]
+fn tanh_argument<S: Simd>(x: f32) -> (f32, f32) {
+    const SCALE: f32 = (2.0 * TANH_SCALE) as f32;
+    const CUBE: f32 = (2.0 * TANH_SCALE * TANH_CUBE) as f32;
+    let square = x * x;
+    (
+        x * mul_add::<S>(CUBE, square, SCALE),
+        mul_add::<S>(3.0 * CUBE, square, SCALE),
+    )
+}
+
+#[derive(Clone, Copy)]
+struct Gelu;
+
+impl Unary for Gelu {
+    #[inline(always)]
+    fn apply<S: Simd>(self, x: f32) -> f32 {
+        not_below(x) * normal::<S>(x).0
+    }
+}
+
+impl Binary for Gelu {
+    #[inline(always)]
+    fn apply<S: Simd>(self, x: f32, grad: f32) -> f32 {
+        const SCALE: f32 = 0.398_942_3; // 1 / √(2π)
+        let (distribution, density) = normal::<S>(x);
+        grad * mul_add::<S>(near(x) * SCALE, density, distribution)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct GeluTanh;
+
+impl Unary for GeluTanh {
+    #[inline(always)]
+    fn apply<S: Simd>(self, x: f32) -> f32 {
+        let (argument, _) = tanh_argument::<S>(near(x));
+        not_below(x) * sigmoid::<S>(argument)
+    }
+}
+
+impl Binary for GeluTanh {
+    #[inline(always)]
+    fn apply<S: Simd>(self, x: f32, grad: f32) -> f32 {
+        let x = near(x);
+        let (argument, slope) = tanh_argument::<S>(x);
+        let gate = sigmoid::<S>(argument);
+        grad * mul_add::<S>(x * gate * (1.0 - gate), slope, gate)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Silu;
+
+impl Unary for Silu {
+    #[inline(always)]
+    fn apply<S: Simd>(self, x: f32) -> f32 {
+        not_below(x) * sigmoid::<S>(x)
+    }
+}
+
+impl Binary for Silu {
+    #[inline(always)]
+    fn apply<S: Simd>(self, x: f32, grad: f32) -> f32 {
+        let gate = sigmoid::<S>(x);
+        grad * mul_add::<S>(near(x) * gate, 1.0 - gate, gate)
+    }
+}
+
+/// The activation of each value.
+pub(super) fn forward(input: FlexTensor, activation: Activation) -> FlexTensor {
+    match activation {
+        Activation::Gelu => map(input, Gelu),
+        Activation::GeluTanh => map(input, GeluTanh),
+        Activation::Silu => map(input, Silu),
+    }
+}
+
+/// The gradient times the slope at each value.
+pub(super) fn backward(input: FlexTensor, grad: FlexTensor, activation: Activation) -> FlexTensor {
+    match activation {
+        Activation::Gelu => zip_into(input, grad, Gelu),
+        Activation::GeluTanh => zip_into(input, grad, GeluTanh),
+        Activation::Silu => zip_into(input, grad, Silu),
+    }
+}
