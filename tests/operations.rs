@@ -3,10 +3,10 @@
 
 mod common;
 
-use burn::tensor::{Device, Tensor, activation};
+use burn::tensor::{Device, Int, Tensor, activation};
 use burn_zoo::ops::{
     Activation, AdamWStep, AttentionMask, NormKind, Scoring, activate, adamw, attention, dropout,
-    normalize,
+    negative_log_likelihood, normalize,
 };
 use common::{
     assert_close, data, devices, normal, normal_density, normal_distribution, processor, values,
@@ -511,6 +511,45 @@ fn large_sizes_are_as_right_as_small_ones() {
     let expected: Vec<f64> = x.iter().map(|&x| x * normal_distribution(x)).collect();
     let found = activate(input, Activation::Gelu);
     assert_close(&values(found), &expected, 1e-6, "gelu");
+}
+
+/// Losses and gradients against the closed form in 64-bit floats, with more values than one thread takes at a time.
+#[test]
+fn likelihoods_are_right_on_every_backend() {
+    const ROWS: usize = 220;
+    const CLASSES: usize = 199;
+    let logits: Vec<f64> = normal(1, ROWS * CLASSES).iter().map(|x| 5.0 * x).collect();
+    let classes: Vec<usize> = (0..ROWS).map(|row| row * 31 % CLASSES).collect();
+    let weights = normal(2, ROWS);
+    for smoothing in [0.0, 0.2] {
+        let (mut losses, mut gradients) = (Vec::new(), Vec::new());
+        for ((row, &class), weight) in logits.chunks(CLASSES).zip(&classes).zip(&weights) {
+            let total: f64 = row.iter().map(|x| x.exp()).sum();
+            let wanted = |index: usize| {
+                smoothing / CLASSES as f64 + if index == class { 1.0 - smoothing } else { 0.0 }
+            };
+            let each = row.iter().enumerate();
+            let loss = each
+                .clone()
+                .map(|(index, x)| wanted(index) * (total.ln() - x));
+            losses.push(loss.sum());
+            gradients.extend(each.map(|(index, x)| weight * (x.exp() / total - wanted(index))));
+        }
+        for found in devices() {
+            let device = found.device.clone().autodiff();
+            let input = Tensor::<2>::from_data(data(&logits, [ROWS, CLASSES]), &device);
+            let input = input.require_grad();
+            let ids: Vec<i32> = classes.iter().map(|&class| class as i32).collect();
+            let ids = Tensor::<1, Int>::from_data(ids.as_slice(), &device);
+            let output = negative_log_likelihood(input.clone(), ids, smoothing);
+            let upstream = Tensor::<1>::from_data(data(&weights, [ROWS]), &device);
+            let grads = (output.clone() * upstream).sum().backward();
+            let what = format!("{}, smoothing {smoothing}", found.name);
+            assert_close(&values(output), &losses, 2e-5, &what);
+            let found = values(input.grad(&grads).unwrap());
+            assert_close(&found, &gradients, 1e-5, &format!("{what}, gradient"));
+        }
+    }
 }
 
 /// Five steps of AdamW against the same in 64-bit floats, with more values than one thread takes at a time.

@@ -11,7 +11,7 @@ use burn::backend::{
         grads::Gradients,
         ops::{Backward, NodeGuard, Ops, OpsKind},
     },
-    tensor::FloatTensor,
+    tensor::{FloatTensor, IntTensor},
 };
 
 use crate::{Activation, Affine, NormKind, ScoreBias, Scoring, TransformerOps};
@@ -111,6 +111,22 @@ impl<B: TransformerOps> Backward<B, 1> for DropoutBackward {
 }
 
 #[derive(Debug)]
+struct ClassLossesBackward;
+
+impl<B: TransformerOps> Backward<B, 1> for ClassLossesBackward {
+    /// The logits and what the forward pass saved; the classes; the smoothing.
+    type State = ([FloatTensor<B>; 2], IntTensor<B>, f64);
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let ([logits, saved], classes, smoothing) = ops.state;
+        let logits = B::class_losses_backward(logits, classes, saved, grad, smoothing);
+        let parents = ops.parents.map(|parent| parent.map(|node| node.id));
+        register::<B>(parents, [logits], grads);
+    }
+}
+
+#[derive(Debug)]
 struct NormBackward;
 
 impl<B: TransformerOps, const N: usize> Backward<B, N> for NormBackward {
@@ -175,6 +191,23 @@ impl<B: TransformerOps, C: CheckpointStrategy> TransformerOps for Autodiff<B, C>
                 prep.finish((saved, probability), output)
             }
             OpsKind::UnTracked(prep) => prep.finish(B::random_dropout(input, probability)),
+        }
+    }
+
+    fn class_losses(
+        logits: FloatTensor<Self>,
+        classes: IntTensor<Self>,
+        smoothing: f64,
+    ) -> FloatTensor<Self> {
+        let (logits, node) = logits.into_parts();
+        let prepared = ClassLossesBackward.prepare::<C>([node]);
+        match prepared.compute_bound().stateful() {
+            OpsKind::Tracked(prep) => {
+                let (losses, saved) =
+                    B::class_losses_forward(logits.clone(), classes.clone(), smoothing);
+                prep.finish(([logits, saved], classes, smoothing), losses)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(B::class_losses(logits, classes, smoothing)),
         }
     }
 

@@ -10,7 +10,7 @@
 //! - `Autodiff<B, C>` carries one hand-written gradient per operation, which serves
 //!   every backend, because it only calls the `_forward` and `_backward` methods of the trait.
 //!
-//! Models call the functions at the crate's root ([`attention`], [`normalize`], [`activate`], [`dropout`], [`adamw`]), which take and
+//! Models call the functions at the crate's root ([`attention`], [`normalize`], [`activate`], [`dropout`], [`adamw`], …), which take and
 //! return plain tensors.
 //!
 //! ```
@@ -42,8 +42,11 @@
     allow(unused)
 )]
 
-use burn::backend::{Backend, backend_extension, tensor::FloatTensor};
-use burn::tensor::Tensor;
+use burn::backend::{
+    Backend, backend_extension,
+    tensor::{FloatTensor, IntTensor},
+};
+use burn::tensor::{Int, Tensor};
 
 mod activation;
 mod adamw;
@@ -55,6 +58,7 @@ mod dropout;
 mod flex;
 #[cfg(feature = "libtorch")]
 pub mod libtorch;
+mod likelihood;
 mod norm;
 
 pub use activation::Activation;
@@ -183,6 +187,39 @@ pub trait TransformerOps: Backend {
         step: AdamWStep,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         adamw::composed::<Self>(parameter, grad, moment_1, moment_2, step)
+    }
+
+    /// The negative log-likelihood, see [`negative_log_likelihood`].
+    #[fusion(default)]
+    fn class_losses(
+        logits: FloatTensor<Self>,
+        classes: IntTensor<Self>,
+        smoothing: f64,
+    ) -> FloatTensor<Self> {
+        Self::class_losses_forward(logits, classes, smoothing).0
+    }
+
+    /// [`class_losses`](Self::class_losses) and the log-sum-exp of each row, which only the same backend's
+    /// [`class_losses_backward`](Self::class_losses_backward) reads.
+    #[fusion(default)]
+    fn class_losses_forward(
+        logits: FloatTensor<Self>,
+        classes: IntTensor<Self>,
+        smoothing: f64,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        likelihood::composed_forward::<Self>(logits, classes, smoothing)
+    }
+
+    /// The gradient of the logits.
+    #[fusion(default)]
+    fn class_losses_backward(
+        logits: FloatTensor<Self>,
+        classes: IntTensor<Self>,
+        saved: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        smoothing: f64,
+    ) -> FloatTensor<Self> {
+        likelihood::composed_backward::<Self>(logits, classes, saved, grad, smoothing)
     }
 
     /// Layer or root-mean-square normalisation, see [`normalize`].
@@ -314,6 +351,32 @@ pub fn adamw<const D: usize>(
     );
     let moments = [moment_1, moment_2].map(Tensor::from_dispatch);
     (Tensor::from_dispatch(parameter), moments)
+}
+
+/// `-log p(class)` in nats of each row, where `p` is the softmax of its logits. `smoothing` of each class's probability
+/// is spread over all (Szegedy et al. 2016, arXiv:1512.00567).
+///
+/// # Shapes
+///
+/// - `logits`: `[rows, n_classes]`
+/// - `classes`: `[rows]`, each below `n_classes`
+/// - output: `[rows]`
+///
+/// # Panics
+///
+/// When the shapes do not fit.
+pub fn negative_log_likelihood(
+    logits: Tensor<2>,
+    classes: Tensor<1, Int>,
+    smoothing: f64,
+) -> Tensor<1> {
+    let ([rows, _], [n]) = (logits.dims(), classes.dims());
+    assert_eq!(rows, n, "negative_log_likelihood: each row needs a class");
+    Tensor::from_dispatch(<burn::backend::Dispatch as TransformerOps>::class_losses(
+        logits.into_dispatch(),
+        classes.into_dispatch(),
+        smoothing,
+    ))
 }
 
 /// Makes each value 0 with some probability and divides the others by what is left of 1, so that the mean stays

@@ -7,10 +7,11 @@ mod activation;
 mod adamw;
 mod attention;
 mod dropout;
+mod likelihood;
 mod norm;
 mod simd;
 
-use burn::backend::tensor::FloatTensor;
+use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn_flex::Flex;
 use simd::are_f32;
 
@@ -93,6 +94,32 @@ impl TransformerOps for Flex {
             false => crate::adamw::composed::<Self>,
         };
         update(parameter, grad, moment_1, moment_2, step)
+    }
+
+    fn class_losses_forward(
+        logits: FloatTensor<Self>,
+        classes: IntTensor<Self>,
+        smoothing: f64,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        match (are_f32([&logits]), likelihood::classes(&classes)) {
+            (true, Some(classes)) => likelihood::forward(logits, &classes, smoothing),
+            _ => crate::likelihood::composed_forward::<Self>(logits, classes, smoothing),
+        }
+    }
+
+    fn class_losses_backward(
+        logits: FloatTensor<Self>,
+        classes: IntTensor<Self>,
+        saved: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        smoothing: f64,
+    ) -> FloatTensor<Self> {
+        match (are_f32([&logits]), likelihood::classes(&classes)) {
+            (true, Some(classes)) => likelihood::backward(logits, &classes, saved, grad, smoothing),
+            _ => crate::likelihood::composed_backward::<Self>(
+                logits, classes, saved, grad, smoothing,
+            ),
+        }
     }
 
     fn affine_normalize(

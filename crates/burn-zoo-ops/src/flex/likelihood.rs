@@ -1,0 +1,157 @@
+//! The negative log-likelihood of classes: one pass over the logits each way, the second in their place.
+
+use burn::tensor::{DType, Shape};
+use burn_flex::FlexTensor;
+use pulp::Simd;
+use rayon::prelude::*;
+
+use super::simd::{Kernel, chunk_length, contiguous, exp, largest, owned, run, sum, tensor};
+
+/// The class of each row, if they are of a type that is read here.
+pub(super) fn classes(tensor: &FlexTensor) -> Option<Vec<usize>> {
+    let tensor = tensor.to_contiguous();
+    let (start, end) = tensor.layout().contiguous_offsets()?;
+    match tensor.dtype() {
+        DType::I32 => {
+            let values = &tensor.storage::<i32>()[start..end];
+            values
+                .iter()
+                .map(|&class| usize::try_from(class).ok())
+                .collect()
+        }
+        DType::I64 => {
+            let values = &tensor.storage::<i64>()[start..end];
+            values
+                .iter()
+                .map(|&class| usize::try_from(class).ok())
+                .collect()
+        }
+        _ => None,
+    }
+}
+
+/// Rows of logits, their losses, and their log-sum-exp.
+struct Forward<'a> {
+    logits: &'a [f32],
+    classes: &'a [usize],
+    losses: &'a mut [f32],
+    log_sum_exp: &'a mut [f32],
+    smoothing: f32,
+}
+
+impl Kernel for Forward<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let width = self.logits.len() / self.classes.len();
+        let results = self.losses.iter_mut().zip(self.log_sum_exp);
+        let rows = self.logits.chunks_exact(width).zip(self.classes);
+        for ((row, &class), (loss, log_sum_exp)) in rows.zip(results) {
+            let max = largest(row);
+            let [total] = sum::<1>(row, row, |x, _| [exp::<S>(x - max)]);
+            *log_sum_exp = total.ln() + max;
+            let mut expected = row[class];
+            if self.smoothing > 0.0 {
+                let [all] = sum::<1>(row, row, |x, _| [x]);
+                expected += self.smoothing * (all / width as f32 - expected);
+            }
+            *loss = *log_sum_exp - expected;
+        }
+    }
+}
+
+/// The losses `[rows]`, and the log-sum-exp of each row.
+pub(super) fn forward(
+    logits: FlexTensor,
+    classes: &[usize],
+    smoothing: f64,
+) -> (FlexTensor, FlexTensor) {
+    let [rows, width] = logits.layout().shape().dims();
+    let (logits, range) = contiguous(logits);
+    let logits = &logits.storage::<f32>()[range];
+    let [mut losses, mut log_sum_exp] = [0, 1].map(|_| vec![0.0; rows]);
+    let length = chunk_length(logits.len(), width);
+    let of_rows = length / width.max(1);
+    let chunks = logits
+        .par_chunks(length)
+        .zip(classes.par_chunks(of_rows))
+        .zip(losses.par_chunks_mut(of_rows))
+        .zip(log_sum_exp.par_chunks_mut(of_rows));
+    chunks.for_each(|(((logits, classes), losses), log_sum_exp)| {
+        run(Forward {
+            logits,
+            classes,
+            losses,
+            log_sum_exp,
+            smoothing: smoothing as f32,
+        });
+    });
+    let column = |values| tensor(values, Shape::new([rows]));
+    (column(losses), column(log_sum_exp))
+}
+
+/// Rows of logits, which become their gradients.
+struct Backward<'a> {
+    logits: &'a mut [f32],
+    classes: &'a [usize],
+    log_sum_exp: &'a [f32],
+    grad: &'a [f32],
+    smoothing: f32,
+}
+
+impl Kernel for Backward<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let width = self.logits.len() / self.classes.len();
+        let rows = self.logits.chunks_exact_mut(width).zip(self.classes);
+        let rows = rows.zip(self.log_sum_exp.iter().zip(self.grad));
+        for ((row, &class), (&log_sum_exp, &grad)) in rows {
+            // Nothing is asked of it.
+            if grad == 0.0 {
+                row.fill(0.0);
+                continue;
+            }
+            let of_all = self.smoothing / width as f32;
+            for x in row.iter_mut() {
+                *x = (exp::<S>(*x - log_sum_exp) - of_all) * grad;
+            }
+            row[class] -= (1.0 - self.smoothing) * grad;
+        }
+    }
+}
+
+/// The gradient of the logits.
+pub(super) fn backward(
+    logits: FlexTensor,
+    classes: &[usize],
+    log_sum_exp: FlexTensor,
+    grad: FlexTensor,
+    smoothing: f64,
+) -> FlexTensor {
+    let [_, width] = logits.layout().shape().dims();
+    let (grad, range) = contiguous(grad);
+    let grad = &grad.storage::<f32>()[range];
+    let log_sum_exp = log_sum_exp.storage::<f32>();
+    let mut logits = owned(logits);
+    let values = logits.storage_mut::<f32>();
+    let length = chunk_length(values.len(), width);
+    let of_rows = length / width.max(1);
+    let chunks = values
+        .par_chunks_mut(length)
+        .zip(classes.par_chunks(of_rows))
+        .zip(log_sum_exp.par_chunks(of_rows))
+        .zip(grad.par_chunks(of_rows));
+    chunks.for_each(|(((logits, classes), log_sum_exp), grad)| {
+        run(Backward {
+            logits,
+            classes,
+            log_sum_exp,
+            grad,
+            smoothing: smoothing as f32,
+        });
+    });
+    logits
+}
