@@ -9,7 +9,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
-use rand::{RngExt, SeedableRng};
+use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::Value;
 
@@ -133,11 +133,15 @@ impl Left {
     }
 }
 
-/// Kills a run once it has shown so many lines of progress. Returns whether it was still alive.
-fn kill_after(mut command: Command, lines: usize) -> bool {
+/// Kills a run at a random moment after it has shown so many lines of progress. Returns whether it was still alive.
+fn kill_after(mut command: Command, lines: usize, random: &mut impl Rng) -> bool {
     let mut child = command.spawn().unwrap();
     let stderr = BufReader::new(child.stderr.take().unwrap());
     let shown = stderr.lines().take(lines).count();
+    // About as long as some steps take.
+    for _ in 0..random.random_range(0..20_000) {
+        std::thread::yield_now();
+    }
     child.kill().unwrap();
     let status = child.wait().unwrap();
     shown == lines && status.code().is_none()
@@ -154,11 +158,13 @@ fn a_killed_run_goes_on_as_if_nothing_had_happened() {
     while kills < 20 {
         run += 1;
         let out = format!("run-{run}");
-        let mut is_killed = kill_after(desk.start(&out), random.random_range(1..20));
+        let lines = random.random_range(1..20);
+        let mut is_killed = kill_after(desk.start(&out), lines, &mut random);
         let mut of_this_run = 0;
         while is_killed && of_this_run < 5 {
             of_this_run += 1;
-            is_killed = kill_after(desk.resume(&out), random.random_range(1..25));
+            let lines = random.random_range(1..25);
+            is_killed = kill_after(desk.resume(&out), lines, &mut random);
         }
         kills += of_this_run;
         // Ends it, or finds that it had ended.
@@ -219,7 +225,8 @@ fn a_directory_is_one_processs_until_it_is_told_to_stop() {
 fn a_full_disk_stops_a_run_that_then_goes_on() {
     let desk = Desk::new();
     let expected = desk.undisturbed();
-    assert!(kill_after(desk.start("model"), 15));
+    let mut random = ChaCha8Rng::seed_from_u64(6);
+    assert!(kill_after(desk.start("model"), 15, &mut random));
     let mut starved = desk.resume("model");
     // SAFETY: only calls that are safe between fork and exec. A write beyond the limit gives an error instead
     // of a signal.

@@ -1,7 +1,10 @@
 //! `burn-zoo data` as a user meets it.
 
+#![cfg(unix)]
+
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -75,6 +78,9 @@ fn refusal(command: &mut Command) -> String {
 /// Every file below a folder but locks.
 fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut found = BTreeMap::new();
+    if !folder.exists() {
+        return found;
+    }
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         let name = PathBuf::from(path.file_name().unwrap());
@@ -135,8 +141,14 @@ fn a_killed_process_is_gone_on_with() {
     let expected = contents(&bench.path("whole"));
     // Cleaned parts, then packed ones.
     let [parts, tokens] = ["killed/parts", "killed/tokens"].map(|name| bench.path(name));
-    let count = |folder: &Path| fs::read_dir(folder).map_or(0, Iterator::count);
+    let is_whole = |path: &Path| path.extension() == Some("json".as_ref());
+    let count = |folder: &Path| {
+        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+        entries.filter(|entry| is_whole(&entry.path())).count()
+    };
     let mut while_packing = 0;
+    // Shards that were whole when the process was killed, by their inode.
+    let mut packed = BTreeMap::new();
     for stage in [&parts, &parts, &tokens, &tokens, &tokens] {
         let n_files = || count(stage);
         let before = n_files();
@@ -154,9 +166,22 @@ fn a_killed_process_is_gone_on_with() {
         process.wait().unwrap();
         let is_packed = bench.path("killed/tokens/index.json").exists();
         while_packing += usize::from(!is_packed && count(&tokens) > 0);
+        for shard in contents(&tokens).into_keys() {
+            if tokens.join(&shard).with_extension("json").exists()
+                && shard.extension() == Some("bin".as_ref())
+            {
+                let inode = fs::metadata(tokens.join(&shard)).unwrap().ino();
+                packed.entry(shard).or_insert(inode);
+            }
+        }
     }
     assert!(while_packing > 0, "it was never killed while it packed");
     stdout(&mut bench.prepare("killed", &[]));
+    assert!(!packed.is_empty());
+    for (shard, inode) in packed {
+        let now = fs::metadata(tokens.join(&shard)).unwrap().ino();
+        assert_eq!(now, inode, "{} was packed again", shard.display());
+    }
     let mut found = contents(&bench.path("killed"));
     found.retain(|name, _| {
         name.extension()
@@ -296,7 +321,7 @@ fn what_is_packed_trains() {
                 "--set",
                 "optimizer.learning_rate=1e-2",
             ])
-            .args(["--set", "schedule.cosine.warmup_iterations=2"])
+            .args(["--set", "schedule={ constant = {} }"])
             .args(more);
         command
     };
@@ -306,6 +331,22 @@ fn what_is_packed_trains() {
     assert!(loss < 400f64.ln() - 0.3, "{loss}");
     let tokenizer = |folder: &str| fs::read(bench.path(folder).join("tokenizer.json")).unwrap();
     assert_eq!(tokenizer("run"), tokenizer("corpus-of-tokens"));
+    // One that stopped half-way goes on with it, to the same loss.
+    let half = ["--out", "half", "--set", "loop.iterations=15"];
+    stdout(&mut train(&half));
+    let resume = [
+        "train",
+        "--resume",
+        "--out",
+        "half",
+        "--set",
+        "loop.iterations=30",
+        "--json",
+    ];
+    let mut command = Command::cargo_bin("burn-zoo").unwrap();
+    command.current_dir(bench.folder.path()).args(resume);
+    let resumed: Value = serde_json::from_str(&stdout(&mut command)).unwrap();
+    assert_eq!(resumed["valid_loss"], report["valid_loss"]);
     // Another tokenizer would read other tokens.
     let message = refusal(&mut train(&["--out", "other", "--set", "tokenizer=char"]));
     assert!(

@@ -23,7 +23,7 @@ use burn_zoo::{
     train::{
         Recipe,
         objective::{Labelling, StepConfig, Trainee},
-        run::{Material, Run, RunOptions, train},
+        run::{Material, Run, RunOptions, Start, train},
         trainer::Display,
     },
 };
@@ -201,6 +201,54 @@ fn numbers_tags_and_answers_are_learned() {
     );
     let accuracy = run.summary.unwrap().test_accuracy.unwrap();
     assert!(accuracy > 0.9, "{accuracy}");
+}
+
+/// Whatever learns, a run that stopped goes on to the parameters of one that did not.
+#[test]
+fn runs_of_labels_go_on_as_if_they_had_not_stopped() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = base(folder.path(), "bert");
+    let tables = tables(folder.path(), "text,label.csv", |word, is_good, _| {
+        format!("the film is {word},{is_good}")
+    });
+    let lora = "{ lora = { rank = 4, alpha = 8.0, dropout = 0.3, targets = [\"query\"] } }";
+    let cases = [
+        ("full", "adamw"),
+        ("full", "lion"),
+        ("full", "muon"),
+        ("full", "adafactor"),
+        ("full", "sgd"),
+        ("head", "adamw"),
+        (lora, "adamw"),
+    ];
+    for (number, (adaptation, algorithm)) in cases.into_iter().enumerate() {
+        let trained = |out: &str, epochs: &str, start: Start| {
+            let overrides = [
+                ("adaptation", adaptation),
+                ("optimizer.learning_rate", "1e-3"),
+                ("optimizer.algorithm", algorithm),
+                ("loop.epochs", epochs),
+                ("loop.eval_interval", "8"),
+            ];
+            let options = RunOptions {
+                display: Display::Silent,
+                start,
+                ..RunOptions::new(folder.path().join(out), "flex")
+            };
+            let recipe = recipe(&base, CLASSES, &overrides);
+            let run = train(&recipe, Material::Tables(&tables), &processor(), options);
+            parameters(&run.unwrap_or_else(|error| panic!("{error}")).model)
+        };
+        let name = |what: &str| format!("{what}-{number}");
+        let whole = trained(&name("whole"), "3", Start::Fresh);
+        let half = trained(&name("half"), "1", Start::Fresh);
+        assert_ne!(half, whole, "{adaptation}, {algorithm}");
+        let resumed = trained(&name("half"), "3", Start::Resume);
+        assert!(
+            resumed == whole,
+            "{adaptation}, {algorithm}: resumed differs"
+        );
+    }
 }
 
 /// The recipes of the repository that learn labels, each on a table with all of their columns.
@@ -432,7 +480,8 @@ fn tables_and_targets_that_do_not_fit_are_refused_with_the_reason() {
         "{refused}"
     );
     let skipping = recipe(CLASSES, &[("data.bad_rows", "skip"), ("loop.epochs", "1")]);
-    run(&skipping, &good, &folder.path().join("skipping"));
+    let summary = run(&skipping, &good, &folder.path().join("skipping")).summary;
+    assert_eq!(summary.unwrap().skipped_rows, 1);
     fs::write(&path, "text,label\n").unwrap();
     assert!(refusal(&recipe(CLASSES, &[]), &good).contains("the training split"));
     fs::remove_file(&path).unwrap();
@@ -548,15 +597,14 @@ fn first_rows(batch: ExampleBatch, rows: usize, n_asked: usize) -> ExampleBatch 
 }
 
 /// Gradients and loss of a batch whose rows are padded with `more` tokens beyond the longest.
-fn learned(device: &Device, task: Task, examples: &[Example], more: usize) -> (Vec<f64>, f64) {
-    let json = serde_json::json!({
-        "model_type": "bert", "num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2,
-        "intermediate_size": 12, "max_position_embeddings": 24, "hidden_dropout_prob": 0.0,
-        "vocab_size": 11, "pad_token_id": 0, "num_labels": 3,
-    });
-    let serde_json::Value::Object(json) = json else {
-        unreachable!()
-    };
+fn learned(
+    device: &Device,
+    config: &serde_json::Value,
+    task: Task,
+    examples: &[Example],
+    more: usize,
+) -> (Vec<f64>, f64) {
+    let json = config.as_object().unwrap().clone();
     let labels = ["a", "b", "c"].map(str::to_owned);
     let n_labels = if matches!(examples[0].target, Target::Number(_)) {
         1
@@ -614,20 +662,34 @@ fn padding_changes_neither_loss_nor_gradients() {
         };
         example(length, target)
     };
+    let encoder = serde_json::json!({
+        "model_type": "bert", "num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2,
+        "intermediate_size": 12, "max_position_embeddings": 24, "hidden_dropout_prob": 0.0,
+        "vocab_size": 11, "pad_token_id": 0, "num_labels": 3,
+    });
+    // Without a token for padding, as published.
+    let decoder = serde_json::json!({
+        "model_type": "gpt2", "n_layer": 1, "n_embd": 8, "n_head": 2, "n_positions": 24,
+        "vocab_size": 11, "num_labels": 3, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
+    });
+    let cases = [
+        (&encoder, 0, Task::Sequence),
+        (&encoder, 1, Task::Sequence),
+        (&encoder, 2, Task::Token),
+        (&encoder, 3, Task::Span),
+        (&decoder, 0, Task::Sequence),
+        (&decoder, 1, Task::Sequence),
+        (&decoder, 2, Task::Token),
+    ];
     for found in devices() {
-        for (kind, task) in [
-            (0, Task::Sequence),
-            (1, Task::Sequence),
-            (2, Task::Token),
-            (3, Task::Span),
-        ] {
+        for (config, kind, task) in cases {
             let examples: Vec<Example> = [5, 3, 4]
                 .into_iter()
                 .zip(0..)
                 .map(|(l, n)| of(kind, l, n))
                 .collect();
-            let (expected, loss) = learned(&found.device, task, &examples, 0);
-            let (found_gradients, padded) = learned(&found.device, task, &examples, 5);
+            let (expected, loss) = learned(&found.device, config, task, &examples, 0);
+            let (found_gradients, padded) = learned(&found.device, config, task, &examples, 5);
             assert!(
                 (loss - padded).abs() < 1e-6,
                 "{}: {loss} {padded}",

@@ -1,6 +1,6 @@
 """Python's side of the SST-2 recipes: `transformers` and `peft`, at the same settings.
 
-    sst2.py full|lora|head MODEL FOLDER [SEED]
+    sst2.py full|lora|head MODEL FOLDER [LEARNING-RATE]
 
 Prints the accuracy on the test rows and the seconds of training, evaluations aside.
 """
@@ -15,8 +15,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_linear_schedule_with_warmup
 
 kind, path, folder = sys.argv[1:4]
-seed = int(sys.argv[4]) if len(sys.argv) > 4 else 1337
-torch.manual_seed(seed)
+learning_rate = float(sys.argv[4]) if len(sys.argv) > 4 else 5e-5
+torch.manual_seed(1337)
 tokenizer = AutoTokenizer.from_pretrained(path)
 model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=2)
 if kind == "lora":
@@ -41,7 +41,7 @@ epochs, size = 3, 32
 texts, labels = rows("train")
 steps = epochs * -(-len(texts) // size)
 learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-optimizer = torch.optim.AdamW(learning, lr=5e-5, weight_decay=0.01)
+optimizer = torch.optim.AdamW(learning, lr=learning_rate, weight_decay=0.01)
 schedule = get_linear_schedule_with_warmup(optimizer, steps // 10, steps)
 model.train()
 started = time.time()
@@ -65,4 +65,4 @@ with torch.no_grad():
     for first in range(0, len(texts), 64):
         logits = model(**encode(texts[first : first + 64])).logits
         right += (logits.argmax(-1) == labels[first : first + 64]).sum().item()
-print(json.dumps({"kind": kind, "seed": seed, "test_accuracy": right / len(texts), "seconds": seconds}))
+print(json.dumps({"kind": kind, "learning_rate": learning_rate, "test_accuracy": right / len(texts), "seconds": seconds}))

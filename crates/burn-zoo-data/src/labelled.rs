@@ -190,6 +190,8 @@ pub struct Tables {
     pub valid: Vec<Row>,
     /// What is tested at the end, if anything.
     pub test: Vec<Row>,
+    /// Rows of any of them that were bad and left out.
+    pub skipped: u64,
 }
 
 /// A row as it was read.
@@ -229,7 +231,12 @@ impl Tables {
         format: &TableFormat,
         valid_fraction: f64,
     ) -> Result<Self, LabelledError> {
-        let rows = |path: &Path| labels.rows(path, format);
+        let mut skipped = 0;
+        let mut rows = |path: &Path| {
+            let (rows, bad) = labels.rows(path, format)?;
+            skipped += bad;
+            Ok::<_, LabelledError>(rows)
+        };
         let (mut train, mut valid, mut test) = (Vec::new(), Vec::new(), Vec::new());
         if path.is_dir() {
             for (split, names) in [
@@ -257,7 +264,12 @@ impl Tables {
                 return Err(LabelledError::Empty { split, path });
             }
         }
-        Ok(Self { train, valid, test })
+        Ok(Self {
+            train,
+            valid,
+            test,
+            skipped,
+        })
     }
 }
 
@@ -317,30 +329,37 @@ fn table_called(folder: &Path, names: &[&str]) -> Result<Option<PathBuf>, Labell
 }
 
 impl Labels {
-    /// The rows of a table, or of all tables of a folder.
+    /// The rows of a table, or of all tables of a folder, and how many were left out because they were bad.
     ///
     /// # Errors
     ///
     /// When a file or a row cannot be read.
-    pub fn rows(&self, path: &Path, format: &TableFormat) -> Result<Vec<Row>, LabelledError> {
+    pub fn rows(
+        &self,
+        path: &Path,
+        format: &TableFormat,
+    ) -> Result<(Vec<Row>, u64), LabelledError> {
         let source = SourceConfig {
             format: format.format,
             ..SourceConfig::new(path.display().to_string())
                 .with_header(format.header)
                 .with_bad_rows(format.bad_rows)
         };
-        let mut rows = Vec::new();
+        let (mut rows, mut skipped) = (Vec::new(), 0);
         for file in source.files()? {
-            for record in file.records()? {
+            let records = file.records()?;
+            let counts = records.counts();
+            for record in records {
                 let (record, origin) = record?;
                 match self.row(&record, origin) {
                     Ok(row) => rows.push(row),
-                    Err(_) if format.bad_rows == BadRows::Skip => {}
+                    Err(_) if format.bad_rows == BadRows::Skip => skipped += 1,
                     Err(error) => return Err(error),
                 }
             }
+            skipped += counts.skipped();
         }
-        Ok(rows)
+        Ok((rows, skipped))
     }
 
     fn row(&self, record: &Record, origin: Origin) -> Result<Row, LabelledError> {

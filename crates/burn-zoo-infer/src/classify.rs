@@ -12,10 +12,7 @@ use burn_zoo_models::{
     family::Architecture,
     inputs::InputFile,
 };
-use burn_zoo_nn::{
-    ConfigError, HeadConfig, Transformer,
-    head::{HeadOutput, SequenceState},
-};
+use burn_zoo_nn::{ConfigError, HeadConfig, Transformer, head::HeadOutput};
 
 /// What makes texts impossible to classify.
 #[derive(Debug, thiserror::Error)]
@@ -104,11 +101,7 @@ impl SequenceClassifier {
         let mut rest = order.as_slice();
         while let Some(&longest) = rest.first() {
             let fitting = Self::BATCH_TOKENS / marked[longest].tokens.len();
-            let fitting = match self.finds_end_by_length() {
-                true => 1,
-                false => fitting.clamp(1, rest.len()),
-            };
-            let (batch, after) = rest.split_at(fitting);
+            let (batch, after) = rest.split_at(fitting.clamp(1, rest.len()));
             let read: Vec<&Marked> = batch.iter().map(|&index| &marked[index]).collect();
             for (&index, values) in batch.iter().zip(self.batch_logits(&read)?) {
                 logits[index] = values;
@@ -117,17 +110,6 @@ impl SequenceClassifier {
             on_progress(marked.len() - rest.len());
         }
         Ok(logits)
-    }
-
-    /// Whether padding would be taken for a text's last token.
-    fn finds_end_by_length(&self) -> bool {
-        matches!(
-            self.architecture.transformer.head,
-            HeadConfig::Sequence {
-                state: SequenceState::Last { padding_id: None },
-                ..
-            }
-        )
     }
 
     fn batch_logits(&self, batch: &[&Marked]) -> Result<Vec<Vec<f32>>, ClassifyError> {

@@ -105,9 +105,9 @@ impl InputFile {
                 ..
             }
         );
-        if reads_last && self.input_ids.len() > 1 {
-            let problem = "must be one sequence: config.json has no pad_token_id, so that the last \
-                           token of a padded one could not be found";
+        if reads_last && visible.is_none() && self.input_ids.len() > 1 {
+            let problem = "must be one sequence, or come with an attention_mask: config.json has no \
+                           pad_token_id, so that the last token of a padded one could not be found";
             return Err(ConfigError::new("input_ids", problem));
         }
         Ok(Inputs {

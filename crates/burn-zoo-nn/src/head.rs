@@ -1,7 +1,7 @@
 //! What follows the last hidden state: logits over the vocabulary, or labels.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Int, Tensor, module};
+use burn::tensor::{Bool, Device, Int, Tensor, module};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -287,13 +287,15 @@ impl Head {
         self.config.language().is_some()
     }
 
-    /// From the last hidden state `[batch, seq, d_model]`, the pooled one `[batch, d_model]`, and the
-    /// tokens `[batch, seq]`. `embedding` is the token embedding `[vocab_size, d_model]`.
+    /// From the last hidden state `[batch, seq, d_model]`, the pooled one `[batch, d_model]`, the tokens
+    /// `[batch, seq]` and which of them are real, all when none. `embedding` is the token embedding
+    /// `[vocab_size, d_model]`.
     pub fn forward(
         &self,
         hidden: Tensor<3>,
         pooled: Option<Tensor<2>>,
         tokens: Tensor<2, Int>,
+        visible: Option<Tensor<2, Bool>>,
         embedding: &Param<Tensor<2>>,
     ) -> HeadOutput {
         let classify = |state: Tensor<2>| match &self.classifier {
@@ -311,7 +313,7 @@ impl Head {
             HeadConfig::Sequence { state, dense, .. } => {
                 let state = match state {
                     SequenceState::Pooled => pooled(),
-                    _ => sequence_state(hidden, tokens, *state),
+                    _ => sequence_state(hidden, tokens, visible, *state),
                 };
                 let state = match (&self.dense, dense) {
                     (Some(dense), Some(activation)) => activation.forward(dense.forward(state)),
@@ -360,19 +362,25 @@ impl Head {
 }
 
 /// `[batch, seq, d_model] → [batch, d_model]`.
-fn sequence_state(hidden: Tensor<3>, tokens: Tensor<2, Int>, state: SequenceState) -> Tensor<2> {
+fn sequence_state(
+    hidden: Tensor<3>,
+    tokens: Tensor<2, Int>,
+    visible: Option<Tensor<2, Bool>>,
+    state: SequenceState,
+) -> Tensor<2> {
     let [batch, seq, d_model] = hidden.dims();
     let device = hidden.device();
-    let last_where = |wanted: Tensor<2, burn::tensor::Bool>| {
+    let last_where = |wanted: Tensor<2, Bool>| {
         let indices = Tensor::<1, Int>::arange(0..seq as i64, &device);
         let indices = indices.reshape([1, seq]).expand([batch, seq]);
         (indices * wanted.int()).max_dim(1)
     };
     let index = match state {
         SequenceState::Pooled | SequenceState::First => Tensor::zeros([batch, 1], &device),
-        SequenceState::Last { padding_id: None } => {
-            Tensor::<2, Int>::zeros([batch, 1], &device) + (seq as i64 - 1)
-        }
+        SequenceState::Last { padding_id: None } => match visible {
+            Some(visible) => last_where(visible),
+            None => Tensor::<2, Int>::zeros([batch, 1], &device) + (seq as i64 - 1),
+        },
         SequenceState::Last {
             padding_id: Some(id),
         } => last_where(tokens.not_equal_elem(id as i64)),

@@ -361,7 +361,7 @@ impl Transformer {
     pub fn outputs(&self, inputs: impl Into<Inputs>) -> Outputs {
         let inputs = inputs.into();
         // Heads look for marks in what was given, not in what a decoder is fed.
-        let tokens = inputs.tokens.clone();
+        let (tokens, visible) = (inputs.tokens.clone(), inputs.visible.clone());
         let (hidden, pass) = self.read(inputs);
         let encoder_hidden = pass.memory.map(|memory| memory.hidden);
         let pooled = self.pooler.as_ref().map(|pooler| {
@@ -372,7 +372,7 @@ impl Transformer {
         Outputs {
             head: self
                 .head
-                .forward(hidden.clone(), pooled.clone(), tokens, token),
+                .forward(hidden.clone(), pooled.clone(), tokens, visible, token),
             hidden,
             encoder_hidden,
             pooled,

@@ -54,6 +54,8 @@ pub(crate) fn composed_backward<B: Backend>(
     let slope = match activation {
         Activation::Gelu => normal_slope::<B>(input),
         Activation::GeluTanh | Activation::Silu => {
+            // Farther out slopes are 0 or 1, and 16 bits have no room for the square.
+            let input = B::float_clamp(input, (-100.0).into(), 100.0.into());
             let gate = gate::<B>(input.clone(), activation);
             let rest = B::float_add_scalar(B::float_neg(gate.clone()), 1.0.into());
             let change = B::float_mul(B::float_mul(input.clone(), gate.clone()), rest);

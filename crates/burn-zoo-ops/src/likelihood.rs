@@ -15,16 +15,19 @@ pub(crate) fn composed_forward<B: Backend>(
     let [rows, _] = logits.shape().dims();
     let column = Shape::new([rows, 1]);
     let max = B::float_max_dim(logits.clone(), 1);
-    let exponentials = B::float_exp(B::float_sub(logits.clone(), max.clone()));
-    let log_sum_exp = B::float_add(B::float_log(B::float_sum_dim(exponentials, 1)), max);
-    let mut expected = B::float_gather(1, logits.clone(), B::int_reshape(classes, column));
+    // Without the largest, whose digits would hide those of a small loss.
+    let shifted = B::float_sub(logits, max.clone());
+    let exponentials = B::float_exp(shifted.clone());
+    let rest = B::float_log(B::float_sum_dim(exponentials, 1));
+    let mut expected = B::float_gather(1, shifted.clone(), B::int_reshape(classes, column));
     if smoothing > 0.0 {
-        let mean = B::float_mul_scalar(B::float_mean_dim(logits, 1), smoothing.into());
+        let mean = B::float_mul_scalar(B::float_mean_dim(shifted, 1), smoothing.into());
         expected = B::float_mul_scalar(expected, (1.0 - smoothing).into());
         expected = B::float_add(expected, mean);
     }
-    let losses = B::float_sub(log_sum_exp.clone(), expected);
-    (B::float_reshape(losses, Shape::new([rows])), log_sum_exp)
+    let losses = B::float_sub(rest.clone(), expected);
+    let losses = B::float_reshape(losses, Shape::new([rows]));
+    (losses, B::float_add(rest, max))
 }
 
 /// With `p` the probabilities and `y` those that are wanted: `grad (p − y)`.

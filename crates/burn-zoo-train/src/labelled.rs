@@ -30,6 +30,8 @@ pub(crate) struct Labelled {
     pub test: Option<Examples>,
     /// What is asked of those that are learned from and held out, as numbers.
     pub asked: Vec<u32>,
+    /// Rows that were bad and left out.
+    pub skipped: u64,
 }
 
 /// Reads the tables at `path` as the recipe says.
@@ -105,6 +107,7 @@ pub(crate) fn prepare(
         examples,
         test,
         asked,
+        skipped: tables.skipped,
     };
     Ok(Task {
         tokenizer,

@@ -25,8 +25,9 @@ use crate::{
 };
 
 /// What may differ when a run is resumed.
-const MAY_CHANGE: [&str; 9] = [
+const MAY_CHANGE: [&str; 10] = [
     "data.corpus",
+    "loop.epochs",
     "loop.iterations",
     "loop.gradient_checkpointing",
     "loop.eval_interval",

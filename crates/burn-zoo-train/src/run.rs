@@ -216,6 +216,9 @@ pub struct Summary {
     /// The share of its predictions that are right, where that is counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub test_accuracy: Option<f64>,
+    /// Rows of labels that were bad and left out, as the recipe allows.
+    #[serde(default)]
+    pub skipped_rows: u64,
     /// For each mixture of experts, the share of the choices that each expert takes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expert_load: Option<Vec<Vec<f64>>>,
@@ -509,11 +512,12 @@ fn summarise(
         End::EarlyStopped => state.best,
         _ => state.valid,
     };
-    let test = match &task.data {
-        Data::Labelled(labelled) => labelled.test.as_ref(),
+    let labelled = match &task.data {
+        Data::Labelled(labelled) => Some(labelled),
         _ => None,
     };
-    let test = test
+    let test = labelled
+        .and_then(|labelled| labelled.test.as_ref())
         .map(|test| labelled::evaluate(model, test, device, state.step))
         .transpose()?;
     Ok(Summary {
@@ -534,6 +538,7 @@ fn summarise(
         valid_accuracy: saved.and_then(|valid| valid.accuracy),
         test_loss: test.map(|facts| facts.loss),
         test_accuracy: test.and_then(|facts| facts.accuracy),
+        skipped_rows: labelled.map_or(0, |labelled| labelled.skipped),
         expert_load: expert_load(model, config, &task.splits.valid)?,
     })
 }

@@ -12,7 +12,7 @@ use super::parts::{PartInfo, Parts, Unit, read_json, write_json};
 use super::{DataRecipe, PipelineError, Progress, REPORT, Stage, TOKENIZER, TOKENS};
 use crate::clean::{Cleaner, Duplicates, Place, Report, Verdict, Verdicts, find_duplicates};
 use crate::shards::{
-    DType, INDEX, Index, ShardBuilder, Shards, Split, TokenizerInfo, uniform, write_index,
+    DType, INDEX, Index, ShardBuilder, Shards, Split, TokenizerInfo, tidy, uniform, write_index,
 };
 use crate::tokenizer::{Tokenizer, TokenizerConfig};
 use burn_zoo_models::files;
@@ -254,6 +254,7 @@ impl Finish<'_> {
     fn pack(&self, tokenizer: &Tokenizer) -> Result<Index, PipelineError> {
         let folder = self.out.join(TOKENS);
         if folder.join(INDEX).exists() {
+            tidy(&folder, self.units.len())?;
             return Ok(Shards::open(&folder)?.index().clone());
         }
         fs::create_dir_all(&folder).map_err(PipelineError::io(&folder))?;

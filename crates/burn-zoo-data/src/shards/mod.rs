@@ -24,7 +24,7 @@ pub use read::{Shards, SplitTokens, TokenSource};
 pub use shuffle::Shuffle;
 pub(crate) use split::uniform;
 pub use split::{Fractions, Split};
-pub use write::{ShardBuilder, shard_path, write_index};
+pub use write::{ShardBuilder, shard_path, tidy, write_index};
 
 /// The name of the [`Index`].
 pub const INDEX: &str = "index.json";

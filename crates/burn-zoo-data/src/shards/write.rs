@@ -153,13 +153,27 @@ pub fn write_index(
         problem: error.to_string(),
     })?;
     files::replace_with(&path, json + "\n").map_err(ShardError::io(&path))?;
-    // The index says all of it now.
-    for path in paths {
+    tidy(folder, n_shards)?;
+    Ok(index)
+}
+
+/// Removes from a folder with an index what it was gathered from: the index says all of it.
+///
+/// # Errors
+///
+/// When a file cannot be removed.
+pub fn tidy(folder: &Path, n_shards: usize) -> Result<(), ShardError> {
+    for path in (0..n_shards).map(|number| shard_path(folder, number)) {
         for path in [info_path(&path), starts_path(&path)] {
-            fs::remove_file(&path).map_err(ShardError::io(&path))?;
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(ShardError::io(&path)(error));
+                }
+                _ => {}
+            }
         }
     }
-    Ok(index)
+    Ok(())
 }
 
 fn read_info(shard: &Path) -> Result<ShardInfo, ShardError> {

@@ -1,7 +1,7 @@
 //! Activations, one pass each way.
 
 use burn_flex::FlexTensor;
-use pulp::Simd;
+use macerator::Simd;
 
 use super::simd::{Binary, Unary, exp, map, mul_add, normal, zip_into};
 use crate::{

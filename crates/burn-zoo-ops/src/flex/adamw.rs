@@ -1,7 +1,7 @@
-//! AdamW in one pass over a parameter, its gradient and its moments, in place.
+//! AdamW in one pass over a parameter, its gradient and its moments, in place where nobody else holds them.
 
 use burn_flex::FlexTensor;
-use pulp::Simd;
+use macerator::Simd;
 use rayon::prelude::*;
 
 use super::simd::{Kernel, chunk_length, contiguous, mul_add, owned, run};

@@ -3,7 +3,7 @@
 use burn::backend::{ops::FloatTensorOps, tensor::FloatTensor};
 use burn::tensor::Shape;
 use burn_flex::{Flex, FlexTensor};
-use pulp::Simd;
+use macerator::Simd;
 use rayon::prelude::*;
 
 use super::simd::{Kernel, chunk_length, contiguous, exp, largest, mul_add, owned, run, sum};
@@ -187,10 +187,11 @@ pub(super) fn backward(
             let by_head = Shape::new([batch, n_heads, seq_q, seq_k]);
             let by_head = Flex::float_reshape(scores.clone(), by_head);
             let grad_bias = sum_to::<Flex>(by_head, bias.layout().shape().dims());
-            (
-                Flex::float_mul_scalar(scores, scoring.scale.into()),
-                grad_bias,
-            )
+            let scores = match scoring.scale {
+                1.0 => scores,
+                scale => Flex::float_mul_scalar(scores, scale.into()),
+            };
+            (scores, grad_bias)
         }
     };
     let grad_query = Flex::float_matmul(scores.clone(), key);

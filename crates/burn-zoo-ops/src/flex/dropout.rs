@@ -4,10 +4,9 @@
 use burn::backend::ops::FloatTensorOps;
 use burn::tensor::{DType, Distribution, Shape};
 use burn_flex::{Flex, FlexDevice, FlexTensor};
-use pulp::Simd;
-use rayon::prelude::*;
+use macerator::Simd;
 
-use super::simd::{Kernel, chunk_length, owned, run};
+use super::simd::{Kernel, chunk_length, run, update};
 
 /// Values that are kept, larger, or become 0.
 struct Drop<'a> {
@@ -60,19 +59,15 @@ pub(super) fn backward(seed: &FlexTensor, grad: FlexTensor, probability: f64) ->
 
 fn drop(tensor: FlexTensor, seed: &FlexTensor, probability: f64) -> FlexTensor {
     let seed = seed.storage::<f32>();
-    // 24 random bits of each.
+    // 23 random bits of each.
     let seed = [0, 1].map(|which| mix((seed[which] * 2f32.powi(24)) as u32 + which as u32));
-    let mut tensor = owned(tensor);
-    let values = tensor.storage_mut::<f32>();
-    let length = chunk_length(values.len(), 1);
-    let chunks = values.par_chunks_mut(length).enumerate();
-    chunks.for_each(|(number, values)| {
+    let length = chunk_length(tensor.layout().num_elements(), 1);
+    update(tensor, length, |first, values| {
         run(Drop {
             values,
-            first: (number * length) as u32,
+            first: first as u32,
             seed,
             probability,
         });
-    });
-    tensor
+    })
 }

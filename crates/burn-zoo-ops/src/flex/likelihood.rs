@@ -2,10 +2,10 @@
 
 use burn::tensor::{DType, Shape};
 use burn_flex::FlexTensor;
-use pulp::Simd;
+use macerator::Simd;
 use rayon::prelude::*;
 
-use super::simd::{Kernel, chunk_length, contiguous, exp, largest, owned, run, sum, tensor};
+use super::simd::{Kernel, chunk_length, contiguous, exp, largest, run, sum, tensor, update};
 
 /// The class of each row, if they are of a type that is read here.
 pub(super) fn classes(tensor: &FlexTensor) -> Option<Vec<usize>> {
@@ -30,7 +30,7 @@ pub(super) fn classes(tensor: &FlexTensor) -> Option<Vec<usize>> {
     }
 }
 
-/// Rows of logits, their losses, and their log-sum-exp.
+/// Rows of logits, their losses, and the two parts of their log-sum-exp: the largest logit and the rest.
 struct Forward<'a> {
     logits: &'a [f32],
     classes: &'a [usize],
@@ -45,23 +45,27 @@ impl Kernel for Forward<'_> {
     #[inline(always)]
     fn run<S: Simd>(self) {
         let width = self.logits.len() / self.classes.len();
-        let results = self.losses.iter_mut().zip(self.log_sum_exp);
+        let results = self
+            .losses
+            .iter_mut()
+            .zip(self.log_sum_exp.chunks_exact_mut(2));
         let rows = self.logits.chunks_exact(width).zip(self.classes);
         for ((row, &class), (loss, log_sum_exp)) in rows.zip(results) {
             let max = largest(row);
             let [total] = sum::<1>(row, row, |x, _| [exp::<S>(x - max)]);
-            *log_sum_exp = total.ln() + max;
-            let mut expected = row[class];
+            // Apart, because their sum would lose the digits of a small loss.
+            log_sum_exp.copy_from_slice(&[max, total.ln()]);
+            let mut expected = row[class] - max;
             if self.smoothing > 0.0 {
-                let [all] = sum::<1>(row, row, |x, _| [x]);
+                let [all] = sum::<1>(row, row, |x, _| [x - max]);
                 expected += self.smoothing * (all / width as f32 - expected);
             }
-            *loss = *log_sum_exp - expected;
+            *loss = total.ln() - expected;
         }
     }
 }
 
-/// The losses `[rows]`, and the log-sum-exp of each row.
+/// The losses `[rows]`, and the parts of the log-sum-exp of each row `[rows, 2]`.
 pub(super) fn forward(
     logits: FlexTensor,
     classes: &[usize],
@@ -70,14 +74,14 @@ pub(super) fn forward(
     let [rows, width] = logits.layout().shape().dims();
     let (logits, range) = contiguous(logits);
     let logits = &logits.storage::<f32>()[range];
-    let [mut losses, mut log_sum_exp] = [0, 1].map(|_| vec![0.0; rows]);
+    let (mut losses, mut log_sum_exp) = (vec![0.0; rows], vec![0.0; 2 * rows]);
     let length = chunk_length(logits.len(), width);
     let of_rows = length / width.max(1);
     let chunks = logits
         .par_chunks(length)
         .zip(classes.par_chunks(of_rows))
         .zip(losses.par_chunks_mut(of_rows))
-        .zip(log_sum_exp.par_chunks_mut(of_rows));
+        .zip(log_sum_exp.par_chunks_mut(2 * of_rows));
     chunks.for_each(|(((logits, classes), losses), log_sum_exp)| {
         run(Forward {
             logits,
@@ -87,8 +91,10 @@ pub(super) fn forward(
             smoothing: smoothing as f32,
         });
     });
-    let column = |values| tensor(values, Shape::new([rows]));
-    (column(losses), column(log_sum_exp))
+    (
+        tensor(losses, Shape::new([rows])),
+        tensor(log_sum_exp, Shape::new([rows, 2])),
+    )
 }
 
 /// Rows of logits, which become their gradients.
@@ -107,16 +113,17 @@ impl Kernel for Backward<'_> {
     fn run<S: Simd>(self) {
         let width = self.logits.len() / self.classes.len();
         let rows = self.logits.chunks_exact_mut(width).zip(self.classes);
-        let rows = rows.zip(self.log_sum_exp.iter().zip(self.grad));
-        for ((row, &class), (&log_sum_exp, &grad)) in rows {
+        let rows = rows.zip(self.log_sum_exp.chunks_exact(2).zip(self.grad));
+        for ((row, &class), (log_sum_exp, &grad)) in rows {
             // Nothing is asked of it.
             if grad == 0.0 {
                 row.fill(0.0);
                 continue;
             }
+            let (max, rest) = (log_sum_exp[0], log_sum_exp[1]);
             let of_all = self.smoothing / width as f32;
             for x in row.iter_mut() {
-                *x = (exp::<S>(*x - log_sum_exp) - of_all) * grad;
+                *x = (exp::<S>(*x - max - rest) - of_all) * grad;
             }
             row[class] -= (1.0 - self.smoothing) * grad;
         }
@@ -135,23 +142,15 @@ pub(super) fn backward(
     let (grad, range) = contiguous(grad);
     let grad = &grad.storage::<f32>()[range];
     let log_sum_exp = log_sum_exp.storage::<f32>();
-    let mut logits = owned(logits);
-    let values = logits.storage_mut::<f32>();
-    let length = chunk_length(values.len(), width);
-    let of_rows = length / width.max(1);
-    let chunks = values
-        .par_chunks_mut(length)
-        .zip(classes.par_chunks(of_rows))
-        .zip(log_sum_exp.par_chunks(of_rows))
-        .zip(grad.par_chunks(of_rows));
-    chunks.for_each(|(((logits, classes), log_sum_exp), grad)| {
+    let length = chunk_length(logits.layout().num_elements(), width);
+    update(logits, length, |first, logits| {
+        let rows = first / width..(first + logits.len()) / width;
         run(Backward {
+            classes: &classes[rows.clone()],
+            log_sum_exp: &log_sum_exp[2 * rows.start..2 * rows.end],
+            grad: &grad[rows],
             logits,
-            classes,
-            log_sum_exp,
-            grad,
             smoothing: smoothing as f32,
         });
-    });
-    logits
+    })
 }

@@ -5,7 +5,7 @@
 
 use burn::tensor::Shape;
 use burn_flex::{Flex, FlexTensor};
-use pulp::Simd;
+use macerator::Simd;
 use rayon::prelude::*;
 
 use super::simd::{Kernel, chunk_length, contiguous, mul_add, owned, run, sum, tensor};
@@ -159,7 +159,9 @@ pub(super) fn backward(
     let statistics = statistics.storage::<f32>();
     let mut grad = owned(grad);
     let width = weight.len();
-    let length = chunk_length(input.len(), width);
+    // Each piece sums as many numbers as a row has, so there are not many, however wide rows are.
+    let rows = (input.len() / width.max(1)).div_ceil(32);
+    let length = chunk_length(input.len(), width).max(rows * width);
     let parts: Vec<[Vec<f32>; 2]> = input
         .par_chunks(length)
         .zip(grad.storage_mut::<f32>().par_chunks_mut(length))

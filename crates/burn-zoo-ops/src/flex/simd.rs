@@ -1,14 +1,14 @@
 //! Loops for the widest vectors of the processor, and elementary functions that fit them.
 //!
-//! The functions have no branches and no tables, so the compiler makes vector code of a loop that calls them; `pulp`
-//! compiles each loop once for AVX-512, AVX2 or NEON and once for any processor, and chooses at run time. Their
-//! coefficients are minimax fits.
+//! The functions have no branches and no tables, so the compiler makes vector code of a loop that calls them;
+//! `macerator` compiles each loop once for AVX-512, AVX2 or NEON and once for any processor, and chooses at run time.
+//! Their coefficients are minimax fits.
 
 use std::ops::Range;
 
 use burn::tensor::{Bytes, DType, Shape};
 use burn_flex::{FlexTensor, Layout};
-use pulp::{Arch, Simd, WithSimd};
+use macerator::{AutoArch, Simd, VFma, WithSimd};
 use rayon::prelude::*;
 
 /// Below so many elements a second thread costs more than it saves.
@@ -32,22 +32,22 @@ impl<K: Kernel> WithSimd for Compiled<K> {
     type Output = K::Output;
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) -> K::Output {
+    fn with_simd<S: Simd>(self) -> K::Output {
         self.0.run::<S>()
     }
 }
 
 /// Runs a loop as compiled for this processor.
 pub(super) fn run<K: Kernel>(kernel: K) -> K::Output {
-    Arch::new().dispatch(Compiled(kernel))
+    AutoArch::new().dispatch(Compiled(kernel))
 }
 
 /// `a · b + c`, in one instruction where there is one.
 #[inline(always)]
 pub(super) fn mul_add<S: Simd>(a: f32, b: f32, c: f32) -> f32 {
-    match S::IS_SCALAR {
-        true => a * b + c,
-        false => a.mul_add(b, c),
+    match <f32 as VFma>::is_accelerated::<S>() {
+        true => a.mul_add(b, c),
+        false => a * b + c,
     }
 }
 
@@ -98,13 +98,13 @@ pub(super) fn normal<S: Simd>(x: f32) -> (f32, f32) {
     // Stegun 7.1.26.
     const MILLS: [f32; 9] = [
         0.107_720_18,
-        0.107_550_506,
+        0.107_550_51,
         0.101_759_17,
         0.072_240_27,
         0.107_399_487,
         -0.068_621_07,
         0.169_291_5,
-        -0.126_255_31,
+        -0.126_255_3,
         0.028_915_285,
     ];
     let density = exp::<S>(-0.5 * x * x);
@@ -181,25 +181,41 @@ pub(super) fn zip_into(x: FlexTensor, y: FlexTensor, function: impl Binary) -> F
     }
     let (x, range) = contiguous(x);
     let x = &x.storage::<f32>()[range];
-    let mut y = owned(y);
-    let values = y.storage_mut::<f32>();
-    let length = chunk_length(x.len(), 1);
-    let chunks = x.par_chunks(length).zip(values.par_chunks_mut(length));
-    chunks.for_each(|(x, y)| run(Zip(x, y, function)));
-    y
+    update(y, chunk_length(x.len(), 1), |first, y| {
+        run(Zip(&x[first..first + y.len()], y, function));
+    })
+}
+
+/// Changes the values of a tensor in pieces of `length`, each with the number of its first: in place, or in a copy
+/// where the tensor does not fill its storage or somebody else holds it.
+pub(super) fn update(
+    tensor: FlexTensor,
+    length: usize,
+    change: impl Fn(usize, &mut [f32]) + Sync,
+) -> FlexTensor {
+    let (mut tensor, range) = contiguous(tensor);
+    let fills = tensor.storage::<f32>().len() == range.len();
+    if fills && let Some(values) = tensor.try_storage_mut::<f32>() {
+        let pieces = values.par_chunks_mut(length).enumerate();
+        pieces.for_each(|(number, piece)| change(number * length, piece));
+        return tensor;
+    }
+    let values = &tensor.storage::<f32>()[range];
+    let mut copy = Vec::with_capacity(values.len());
+    let spare = &mut copy.spare_capacity_mut()[..values.len()];
+    let pieces = spare.par_chunks_mut(length).zip(values.par_chunks(length));
+    pieces.enumerate().for_each(|(number, (piece, values))| {
+        change(number * length, piece.write_copy_of_slice(values));
+    });
+    // SAFETY: each value was written.
+    unsafe { copy.set_len(values.len()) };
+    self::tensor(copy, tensor.layout().shape().clone())
 }
 
 /// The tensor, or a copy that fills its storage and is nobody else's.
 pub(super) fn owned(tensor: FlexTensor) -> FlexTensor {
-    let (tensor, range) = contiguous(tensor);
-    let fills = tensor.storage::<f32>().len() == range.len();
-    match fills && tensor.is_unique() {
-        true => tensor,
-        false => {
-            let values = tensor.storage::<f32>()[range].to_vec();
-            self::tensor(values, tensor.layout().shape().clone())
-        }
-    }
+    let length = chunk_length(tensor.layout().num_elements(), 1);
+    update(tensor, length, |_, _| {})
 }
 
 /// The sums of functions of pairs of numbers, in an order that vectors allow.
@@ -262,23 +278,32 @@ pub(super) fn are_f32<const N: usize>(tensors: [&FlexTensor; N]) -> bool {
 mod tests {
     use super::*;
 
-    /// Each value by the vector code of this processor and by the code for any.
-    fn both(values: &[f32], vector: impl Unary) -> [Vec<f32>; 2] {
-        struct Scalar<'a, F>(&'a [f32], F);
-        impl<F: Unary> Kernel for Scalar<'_, F> {
+    /// Each value by the code for this processor, for any, and for AVX2.
+    fn by_all(values: &[f32], function: impl Unary) -> Vec<Vec<f32>> {
+        struct Each<'a, F>(&'a [f32], F);
+        impl<F: Unary> Kernel for Each<'_, F> {
             type Output = Vec<f32>;
+            #[inline(always)]
             fn run<S: Simd>(self) -> Vec<f32> {
                 self.0.iter().map(|&x| self.1.apply::<S>(x)).collect()
             }
         }
-        [
-            run(Scalar(values, vector)),
-            Scalar(values, vector).run::<pulp::Scalar>(),
-        ]
+        let mut found = vec![run(Each(values, function))];
+        #[cfg(target_arch = "x86_64")]
+        {
+            use macerator::Arch;
+            // SAFETY: every processor can do it.
+            found.push(unsafe { Arch::Scalar.dispatch(Compiled(Each(values, function))) });
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                // SAFETY: this one can.
+                found.push(unsafe { Arch::V3.dispatch(Compiled(Each(values, function))) });
+            }
+        }
+        found
     }
 
     fn assert_within(
-        found: &[Vec<f32>; 2],
+        found: &[Vec<f32>],
         expected: impl Fn(usize) -> f64,
         bound: impl Fn(f64) -> f64,
     ) {
@@ -294,6 +319,21 @@ mod tests {
         }
     }
 
+    /// A processor with these instructions has its loops compiled for them.
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn loops_use_what_the_processor_has() {
+        struct IsAccelerated;
+        impl Kernel for IsAccelerated {
+            type Output = bool;
+            #[inline(always)]
+            fn run<S: Simd>(self) -> bool {
+                <f32 as VFma>::is_accelerated::<S>()
+            }
+        }
+        assert_eq!(run(IsAccelerated), is_x86_feature_detected!("fma"));
+    }
+
     #[test]
     fn exponentials_are_within_their_bound() {
         #[derive(Clone, Copy)]
@@ -306,8 +346,8 @@ mod tests {
         }
         let values: Vec<f32> = (0..2_000_000).map(|i| i as f32 * 8.8e-5 - 87.29).collect();
         let expected = |index: usize| f64::from(values[index]).exp();
-        assert_within(&both(&values, Exp), expected, |value| 2e-7 * value);
-        for found in both(
+        assert_within(&by_all(&values, Exp), expected, |value| 2e-7 * value);
+        for found in by_all(
             &[
                 f32::NEG_INFINITY,
                 -1e30,
@@ -345,11 +385,11 @@ mod tests {
             distribution.push(sum);
         }
         assert_within(
-            &both(&values, Normal),
+            &by_all(&values, Normal),
             |index| distribution[index],
             |_| 2e-7,
         );
-        for found in both(&[f32::NEG_INFINITY, f32::INFINITY, f32::NAN, -0.0], Normal) {
+        for found in by_all(&[f32::NEG_INFINITY, f32::INFINITY, f32::NAN, -0.0], Normal) {
             assert_eq!(found[..2], [0.0, 1.0]);
             assert!(found[2].is_nan());
             assert!((found[3] - 0.5).abs() < 1e-7);

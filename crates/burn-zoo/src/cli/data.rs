@@ -6,6 +6,7 @@ mod download;
 use std::io::{IsTerminal, stderr};
 use std::path::PathBuf;
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use crate::data::{
     pipeline::{self, DataRecipe, Outcome, Progress, Share, Stage, Summary},
@@ -13,7 +14,7 @@ use crate::data::{
     sources::SourceConfig,
     tokenizer::{Tokenizer, TokenizerConfig},
 };
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::train::parse_override;
 use super::{End, Result, print_json};
@@ -154,6 +155,10 @@ fn prepare(arguments: &Prepare) -> Result<()> {
             println!("folder: {}", arguments.out.display());
             Ok(())
         }
+        Outcome::Waiting { missing: 0 } => {
+            eprintln!("this share is done; another process does the rest");
+            Ok(())
+        }
         Outcome::Waiting { missing } => {
             eprintln!(
                 "this share is done; {missing} files or groups of files wait for other shares, and whoever \
@@ -255,14 +260,19 @@ fn import(arguments: &Import) -> Result<()> {
     Ok(())
 }
 
-/// A bar for each stage on stderr, where that is a terminal.
+/// A bar for each stage on stderr; now and then a line, where that is no terminal.
 #[derive(Default)]
-struct Bars(Mutex<Option<ProgressBar>>);
+struct Bars(Mutex<Option<Bar>>);
+
+struct Bar {
+    bar: ProgressBar,
+    last_line: Instant,
+}
 
 impl Bars {
     fn end(&self) {
         if let Ok(mut place) = self.0.lock()
-            && let Some(bar) = place.take()
+            && let Some(Bar { bar, .. }) = place.take()
         {
             bar.finish();
         }
@@ -272,33 +282,45 @@ impl Bars {
 impl Progress for Bars {
     fn begin(&self, stage: Stage, bytes: u64) {
         self.end();
-        let name = match stage {
+        let bar = match stderr().is_terminal() {
+            true => ProgressBar::new(bytes),
+            false => ProgressBar::with_draw_target(Some(bytes), ProgressDrawTarget::hidden()),
+        };
+        let style = ProgressStyle::with_template(
+            "{msg:<10} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta} left",
+        );
+        if let Ok(style) = style {
+            bar.set_style(style);
+        }
+        bar.set_message(match stage {
             Stage::Collect => "cleaning",
             Stage::Duplicates => "duplicates",
             Stage::Tokenizer => "tokenizer",
             Stage::Pack => "packing",
-        };
-        if !stderr().is_terminal() {
-            return;
-        }
-        let style = ProgressStyle::with_template(
-            "{msg:<10} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta} left",
-        );
-        let bar = ProgressBar::new(bytes);
-        if let Ok(style) = style {
-            bar.set_style(style);
-        }
-        bar.set_message(name);
+        });
         if let Ok(mut place) = self.0.lock() {
-            *place = Some(bar);
+            let last_line = Instant::now();
+            *place = Some(Bar { bar, last_line });
         }
     }
 
     fn advance(&self, bytes: u64) {
-        if let Ok(place) = self.0.lock()
-            && let Some(bar) = place.as_ref()
+        const BETWEEN_LINES: Duration = Duration::from_secs(30);
+        if let Ok(mut place) = self.0.lock()
+            && let Some(Bar { bar, last_line }) = place.as_mut()
         {
             bar.inc(bytes);
+            if bar.is_hidden() && last_line.elapsed() > BETWEEN_LINES {
+                *last_line = Instant::now();
+                eprintln!(
+                    "{}: {} of {}, {}/s, {} left",
+                    bar.message(),
+                    HumanBytes(bar.position()),
+                    HumanBytes(bar.length().unwrap_or(0)),
+                    HumanBytes(bar.per_sec() as u64),
+                    HumanDuration(bar.eta()),
+                );
+            }
         }
     }
 }

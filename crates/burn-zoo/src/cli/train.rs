@@ -108,6 +108,9 @@ pub fn run(arguments: &Arguments) -> Result<End> {
         );
         return Ok(End::Interrupted);
     };
+    if summary.skipped_rows > 0 {
+        eprintln!("{} bad rows were left out", summary.skipped_rows);
+    }
     end_when_unread();
     let samples = match corpus.text() {
         Some(text) if recipe.objective.continues_text() => write_samples(&run, text, recipe.seed)?,

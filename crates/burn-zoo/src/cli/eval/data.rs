@@ -98,7 +98,7 @@ impl Columns {
             format: None,
             bad_rows: BadRows::default(),
         };
-        let rows = labels.rows(path, &format)?;
+        let (rows, _) = labels.rows(path, &format)?;
         match rows.is_empty() {
             true => Err(format!("{}: has no rows", path.display()).into()),
             false => Ok(rows),
