@@ -6,7 +6,7 @@
 //!
 //! - [`TransformerOps`] is written once against the `Backend` trait. Each operation has a default
 //!   body composed from `Backend` operations, so any backend runs it.
-//! - A backend overrides what pays: Flex has kernels of its own, [`LibTorch`](libtorch) attends through ATen's.
+//! - A backend overrides what pays: Flex has kernels of its own, `LibTorch` uses those of ATen.
 //! - `Autodiff<B, C>` carries one hand-written gradient per operation, which serves
 //!   every backend, because it only calls the `_forward` and `_backward` methods of the trait.
 //!

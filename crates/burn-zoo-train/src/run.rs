@@ -50,7 +50,7 @@ pub const RECIPE: &str = "recipe.toml";
 pub const SUMMARY: &str = "summary.json";
 const TRAINING: &str = "training";
 const CHECKPOINTS: &str = "training/checkpoint";
-/// The name of a run's [history].
+/// The name of a run's [history](crate::history).
 pub const HISTORY: &str = "training/metrics.jsonl";
 const PLOT: &str = "training/loss.svg";
 /// The recipe that the last checkpoint was trained by, whatever becomes of the user's.
