@@ -163,20 +163,21 @@ fn an_occupied_directory_is_refused_resumed_or_replaced() {
         "{message}"
     );
 
-    // Resuming goes on by the saved recipe, here for longer.
+    // Resuming goes on by the saved recipe and on the same backend, here for longer.
     let resume = [
         "train",
         "--resume",
         "--out",
         "model",
-        "--backend",
-        "flex",
         "--set",
         "loop.iterations=18",
         "--json",
     ];
-    let report: Value = serde_json::from_str(&stdout(&mut bench.command(&resume))).unwrap();
+    let mut resumed = bench.command(&resume);
+    let resumed = stdout(resumed.env("BURN_ZOO_BACKEND", "ndarray"));
+    let report: Value = serde_json::from_str(&resumed).unwrap();
     assert_eq!(report["iterations"], 18);
+    assert_eq!(report["backend"], "flex");
     let history = fs::read_to_string(model.join("training/metrics.jsonl")).unwrap();
     let steps: Vec<u64> = history
         .lines()

@@ -56,6 +56,7 @@ const PLOT: &str = "training/loss.svg";
 /// The recipe that the last checkpoint was trained by, whatever becomes of the user's.
 const TRAINED: &str = "training/recipe.toml";
 const FINGERPRINT: &str = "training/data.json";
+const BACKEND: &str = "training/backend.txt";
 
 /// What to do with a directory that may hold a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,7 +80,7 @@ pub struct RunOptions {
     pub display: Display,
     /// Stops the training after the step, leaving a run that can be resumed.
     pub interrupter: Interrupter,
-    /// The backend's name, for the summary.
+    /// The backend's name, for the summary and for [`saved_backend`].
     pub backend: String,
     /// Writes a text every `sample_interval` steps.
     pub sampler: Option<TextSampler>,
@@ -260,6 +261,11 @@ pub fn saved_recipe(out: &Path, overrides: &[(String, String)]) -> Result<Recipe
     }
 }
 
+/// The backend that a directory's run was last trained on; none when there is no such run.
+pub fn saved_backend(out: &Path) -> Option<String> {
+    fs::read_to_string(out.join(BACKEND)).ok()
+}
+
 /// The recipe that a run was trained by so far.
 fn trained_recipe(out: &Path) -> Result<Recipe, RunError> {
     let path = out.join(TRAINED);
@@ -318,6 +324,7 @@ pub fn train(
     // The recipe first: with it, a run that is killed here can be resumed.
     write(RECIPE, recipe_toml.clone())?;
     write(TRAINED, recipe_toml)?;
+    write(BACKEND, options.backend.clone())?;
     write(directory::TOKENIZER, task.tokenizer.to_json()?)?;
     if !resume {
         let json = serde_json::to_string_pretty(&Fingerprint::new(&task)?);
@@ -407,6 +414,7 @@ fn earlier_run(out: &Path, start: Start) -> Result<Vec<PathBuf>, RunError> {
         HISTORY,
         PLOT,
         TRAINED,
+        BACKEND,
         FINGERPRINT,
     ];
     let paths = ours.iter().map(|name| out.join(name));

@@ -139,11 +139,14 @@ struct BackendArgument {
 impl BackendArgument {
     /// Finds the device, and says on stderr what `auto` picked and why.
     fn find(&self) -> Result<FoundDevice> {
-        let variable = std::env::var(backend::VARIABLE).ok();
-        let name = self
-            .backend
-            .clone()
-            .or(variable)
+        self.find_or(None)
+    }
+
+    /// Finds the device, which is that of before unless another is asked for.
+    fn find_or(&self, before: Option<String>) -> Result<FoundDevice> {
+        let asked = self.backend.clone().or(before);
+        let name = asked
+            .or_else(|| std::env::var(backend::VARIABLE).ok())
             .unwrap_or_else(|| "auto".to_owned());
         if name != "auto" {
             return Ok(backend::find(&name)?);

@@ -47,7 +47,7 @@ pub struct Arguments {
     #[arg(long, requires = "out", conflicts_with = "resume")]
     overwrite: bool,
     /// Continue the run that the directory holds, by its own recipe, or by one that is the same but for
-    /// how long it takes.
+    /// how long it takes; on its own backend, unless another is named.
     #[arg(long, requires = "out")]
     resume: bool,
     /// Print JSON.
@@ -78,7 +78,10 @@ struct Report<'a> {
 pub fn run(arguments: &Arguments) -> Result<End> {
     let recipe = read_recipe(arguments)?;
     let corpus = Corpus::of(&recipe)?;
-    let found = arguments.backend.find()?;
+    let resumed = arguments.out.as_ref().filter(|_| arguments.resume);
+    let found = arguments
+        .backend
+        .find_or(resumed.and_then(|out| run::saved_backend(out)))?;
     let out = match &arguments.out {
         Some(out) => out.clone(),
         None => free_directory(arguments.recipe.as_deref()),
