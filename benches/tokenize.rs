@@ -3,7 +3,10 @@
 //!     cargo bench --bench tokenize
 //!
 //! The text is the zoo's own, or read from the file that the variable `BURN_ZOO_CORPUS` names. Each line is a
-//! document. `first` starts without words that were met, `again` with those of the same text.
+//! document. `first` starts without words that were met, `again` with those of the same text. The tokenizers are
+//! left in the folder that `BURN_ZOO_TOKENIZERS` names, for `benches/compare/tokenizing.py` to do the same with.
+
+use std::path::PathBuf;
 
 use burn_zoo::data::tokenizer::{Tokenizer, TokenizerConfig};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
@@ -30,6 +33,11 @@ fn tokenize(criterion: &mut Criterion) {
     let unigram = TokenizerConfig::Unigram {
         vocab_size: VOCAB_SIZE,
     };
+    let temporary = tempfile::tempdir().expect("a folder can be made");
+    let folder = match std::env::var_os("BURN_ZOO_TOKENIZERS") {
+        Some(folder) => PathBuf::from(folder),
+        None => temporary.path().to_owned(),
+    };
     let one_core = rayon::ThreadPoolBuilder::new()
         .num_threads(1)
         .build()
@@ -40,8 +48,7 @@ fn tokenize(criterion: &mut Criterion) {
         ("unigram", unigram),
     ] {
         let tokenizer = Tokenizer::train(&config, &text).expect("the vocabulary is large enough");
-        let folder = tempfile::tempdir().expect("a folder can be made");
-        let path = folder.path().join("tokenizer.json");
+        let path = folder.join(format!("{name}.json"));
         std::fs::write(&path, tokenizer.to_json().expect("it is JSON")).expect("it can be written");
         let mut group = criterion.benchmark_group(name);
         group.throughput(Throughput::Bytes(text.len() as u64));

@@ -26,6 +26,7 @@ fn train_step(criterion: &mut Criterion) {
         bias: false,
         ..GptConfig::new(4, 4, 128, 64)
     };
+    let model = model.transformer(65).expect("the sizes fit");
     let shape = StepShape {
         batch_size: 12,
         accumulation: 1,
@@ -43,7 +44,7 @@ fn train_step(criterion: &mut Criterion) {
         group.bench_function(format!("batch/{}", found.name), |bencher| {
             bencher.iter(|| batches.next());
         });
-        let mut bench = TrainBench::new(&model, 65, 12, &found.device).expect("the sizes fit");
+        let mut bench = TrainBench::new(&model, [12, 64], &found.device).expect("the sizes fit");
         group.bench_function(format!("step/{}", found.name), |bencher| {
             bencher.iter(|| bench.step())
         });

@@ -561,6 +561,44 @@ fn a_sweep_ranks_its_trials_and_trains_none_twice() {
     let directory = bench.path(longer[0]["directory"].as_str().unwrap());
     assert!(directory.join("training/loss.svg").exists());
 
+    // Drawn from a range, the same by the same seed.
+    let drawn = |out: &str, seed: &str| {
+        let arguments = [
+            "sweep",
+            "recipe.toml",
+            "--corpus",
+            "corpus.txt",
+            "--backend",
+            "flex",
+            "--json",
+            "--vary",
+            "optimizer.learning_rate=1e-4..1e-2",
+            "--random",
+            "2",
+            "--out",
+            out,
+            "--seed",
+            seed,
+        ];
+        let report: Value = serde_json::from_str(&stdout(&mut bench.command(&arguments))).unwrap();
+        let rate = |trial: &Value| {
+            let rate = trial["overrides"]["optimizer.learning_rate"].as_str();
+            rate.unwrap().parse::<f64>().unwrap()
+        };
+        let trials = report["trials"].as_array().unwrap();
+        let mut rates: Vec<f64> = trials.iter().map(rate).collect();
+        rates.sort_by(f64::total_cmp);
+        rates
+    };
+    let rates = drawn("first", "1");
+    assert!(rates.len() == 2 && rates[0] < rates[1], "{rates:?}");
+    assert!(
+        rates.iter().all(|rate| (1e-4..1e-2).contains(rate)),
+        "{rates:?}"
+    );
+    assert_eq!(drawn("second", "1"), rates);
+    assert_ne!(drawn("third", "2"), rates);
+
     let refused = |arguments: &[&str]| refusal(&mut bench.command(arguments));
     assert!(refused(&["runs", "nowhere"]).contains("nowhere"));
     let vary = "optimizer.learning_rate=1e-2,fast";
@@ -952,6 +990,22 @@ fn a_family_is_trained_by_its_configuration() {
         assert!(found.contains(expected), "{found}");
     }
     assert!(!bench.path("other").exists());
+    // A published size with the corpus's vocabulary; its context is long.
+    let text = format!("{start}[model]\npreset = \"bert-tiny\"\n[optimizer]{rest}");
+    fs::write(bench.path("recipe.toml"), text).unwrap();
+    fs::write(bench.path("corpus.txt"), "to be or not to be\n".repeat(400)).unwrap();
+    let short = [
+        "loop.iterations=2",
+        "loop.batch_size=1",
+        "objective=masked_lm",
+    ];
+    let short = short.iter().flat_map(|set| ["--set", set]);
+    let arguments: Vec<&str> = ["--out", "bert"].into_iter().chain(short).collect();
+    stdout(&mut bench.train(&arguments));
+    let config = json(&bench.path("bert/config.json"));
+    assert_eq!(config["model_type"], "bert");
+    assert_eq!(config["hidden_size"], 128);
+    assert_ne!(config["vocab_size"], 30522);
 }
 
 /// Sizes beyond any model's are refused before anything as large is built.

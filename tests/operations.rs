@@ -447,8 +447,8 @@ fn large_sizes_are_as_right_as_small_ones() {
         batch: 2,
         n_kv_heads: 3,
         group: 2,
-        seq_q: 67,
-        seq_k: 101,
+        seq_q: 167,
+        seq_k: 201,
         head_dim: 8,
         mask: AttentionMask::Banded { window: 90 },
     };

@@ -73,6 +73,17 @@ pub enum ScoreBias<B: Backend> {
     None,
     /// `[batch or 1, n_heads or 1, seq_q or 1, seq_k]`.
     Added(FloatTensor<B>),
+    /// The same, whose gradient is asked for.
+    Learned(FloatTensor<B>),
+}
+
+impl<B: Backend> ScoreBias<B> {
+    pub(crate) fn tensor(self) -> Option<FloatTensor<B>> {
+        match self {
+            Self::None => None,
+            Self::Added(bias) | Self::Learned(bias) => Some(bias),
+        }
+    }
 }
 
 pub(crate) fn check_shapes(
@@ -169,7 +180,7 @@ pub(crate) fn composed_forward<B: Backend>(
         let mask = mask_bias::<B>(scoring.mask, seq_q, seq_k, &device, dtype);
         scores = B::float_add(B::float_reshape(scores, by_head.clone()), mask);
     }
-    if let ScoreBias::Added(bias) = bias {
+    if let Some(bias) = bias.tensor() {
         scores = B::float_add(B::float_reshape(scores, by_head), bias);
     }
     let probabilities = B::softmax(B::float_reshape(scores, folded), 3);
@@ -207,7 +218,7 @@ pub(crate) fn composed_backward<B: Backend>(
     let row_sum = B::float_sum_dim(weighted.clone(), 3);
     let grad_scores = B::float_sub(weighted, B::float_mul(probabilities, row_sum.clone()));
     let grad_bias = match bias {
-        ScoreBias::Added(bias) => {
+        ScoreBias::Learned(bias) => {
             let by_head = Shape::new([batch, n_heads, seq_q, seq_k]);
             sum_to::<B>(
                 B::float_reshape(grad_scores.clone(), by_head),
@@ -215,7 +226,7 @@ pub(crate) fn composed_backward<B: Backend>(
             )
         }
         // Nobody reads it.
-        ScoreBias::None => row_sum,
+        ScoreBias::None | ScoreBias::Added(_) => row_sum,
     };
     let grad_scores = B::float_mul_scalar(grad_scores, scoring.scale.into());
 

@@ -42,9 +42,10 @@ impl<B: TransformerOps, const N: usize> Backward<B, N> for AttentionBackward {
         let ([query, key, value, output, saved], bias, scoring) = ops.state;
         let parents = ops.parents.map(|parent| parent.map(|node| node.id));
         // A mask is a bias that nothing learns.
-        let bias = match parents.get(3) {
-            Some(Some(_)) => bias,
-            _ => ScoreBias::None,
+        let bias = match (bias.tensor(), parents.get(3)) {
+            (Some(bias), Some(Some(_))) => ScoreBias::Learned(bias),
+            (Some(bias), _) => ScoreBias::Added(bias),
+            (None, _) => ScoreBias::None,
         };
         let (query, key, value, bias) =
             B::masked_attention_backward(query, key, value, bias, output, saved, grad, scoring);
@@ -155,11 +156,9 @@ impl<B: TransformerOps, C: CheckpointStrategy> TransformerOps for Autodiff<B, C>
         let ((query, q), (key, k), (value, v)) =
             (query.into_parts(), key.into_parts(), value.into_parts());
         let tensors = [query, key, value];
-        match bias {
-            ScoreBias::None => {
-                record_attention::<B, C, 3>([q, k, v], tensors, ScoreBias::None, scoring)
-            }
-            ScoreBias::Added(bias) => {
+        match bias.tensor() {
+            None => record_attention::<B, C, 3>([q, k, v], tensors, ScoreBias::None, scoring),
+            Some(bias) => {
                 let (bias, b) = bias.into_parts();
                 let bias = ScoreBias::Added(bias);
                 record_attention::<B, C, 4>([q, k, v, b], tensors, bias, scoring)

@@ -113,7 +113,7 @@ pub trait TransformerOps: Backend {
     /// `saved` is the second result of
     /// [`masked_attention_forward`](Self::masked_attention_forward), `output` its first, and
     /// `grad` the gradient of the output. The last result means something only for
-    /// [`ScoreBias::Added`].
+    /// [`ScoreBias::Learned`].
     #[fusion(default)]
     fn masked_attention_backward(
         query: FloatTensor<Self>,

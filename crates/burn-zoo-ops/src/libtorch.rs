@@ -52,7 +52,7 @@ impl Masking {
         query: &TchTensor,
         key: &TchTensor,
     ) -> Self {
-        let ScoreBias::Added(bias) = bias else {
+        let Some(bias) = bias.tensor() else {
             return Self::new(mask, query, key);
         };
         let [_, _, seq_q, _] = query.shape().dims();
@@ -159,7 +159,7 @@ impl TransformerOps for LibTorch {
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         // The fused kernel has no gradient for a bias.
         let is_fused = query.tensor.device() == tch::Device::Cpu;
-        if !is_fused || matches!(bias, ScoreBias::Added(_)) {
+        if !is_fused || !matches!(bias, ScoreBias::None) {
             return attention::composed_forward::<Self>(query, key, value, bias, scoring);
         }
         let masking = Masking::new(scoring.mask, &query, &key);

@@ -10,17 +10,8 @@ use burn_zoo_nn::{TransformerConfig, head::Projection};
 /// Floating-point operations of one token's forward and backward pass: 6 for each parameter that multiplies,
 /// and 12 · heads · head width · `seq` for the scores and sums of each attention.
 ///
-/// As in the paper, a causal attention counts whole, and what is computed again does not count. Embedding
-/// tables do not multiply, unless one is the head as well; of a mixture only the experts that a token takes do.
+/// As in the paper, a causal attention counts whole, and what is computed again does not count.
 pub fn per_token(config: &TransformerConfig, seq: usize) -> f64 {
-    let tied = config
-        .head
-        .language()
-        .map_or(0, |head| match head.projection {
-            Projection::Tied => config.vocab_size() * config.d_model(),
-            Projection::Untied => 0,
-        });
-    let n_multiplying = config.n_active_parameters() - config.embedding.n_parameters() + tied;
     let stacks = config.encoder.iter().chain([&config.stack]);
     let attentions = stacks
         .flat_map(|stack| &stack.blocks)
@@ -28,7 +19,20 @@ pub fn per_token(config: &TransformerConfig, seq: usize) -> f64 {
     let width: usize = attentions
         .map(|attention| attention.n_heads * attention.head_dim)
         .sum();
-    6.0 * n_multiplying as f64 + 12.0 * (width * seq) as f64
+    6.0 * n_multiplying(config) as f64 + 12.0 * (width * seq) as f64
+}
+
+/// How many parameters multiply each token. Embedding tables do not, unless one is the head as well; of a mixture
+/// only the experts that a token takes do.
+pub fn n_multiplying(config: &TransformerConfig) -> usize {
+    let tied = config
+        .head
+        .language()
+        .map_or(0, |head| match head.projection {
+            Projection::Tied => config.vocab_size() * config.d_model(),
+            Projection::Untied => 0,
+        });
+    config.n_active_parameters() - config.embedding.n_parameters() + tied
 }
 
 /// Operations per second of the fastest square matrix product that was found on a device, in its default

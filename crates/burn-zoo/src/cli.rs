@@ -19,6 +19,7 @@ use std::process::ExitCode;
 
 use crate::backend::{self, FoundDevice};
 use clap::{Parser, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 
@@ -155,6 +156,13 @@ impl BackendArgument {
         eprintln!("backend: {} ({})", automatic.device.name, automatic.reason);
         Ok(automatic.device)
     }
+}
+
+/// A bar on stderr, seen only on a terminal.
+fn progress_bar() -> ProgressBar {
+    let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} {per_sec}, {eta} left");
+    let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(0).with_style(style)
 }
 
 fn print_json(value: &impl Serialize) -> Result<()> {

@@ -1,70 +1,312 @@
-//! Attention whose scores become probabilities in one pass over each row, and likewise their gradients.
+//! Attention by blocks of queries, in memory that grows with the context and not with its square.
+//!
+//! The scores of a block stay in the cache between the products. Keys that the mask hides from all its queries are left
+//! out of them, so that a causal mask halves the work. The gradient computes the scores again (Dao et al. 2022,
+//! arXiv:2205.14135).
 
-use burn::backend::{ops::FloatTensorOps, tensor::FloatTensor};
+use std::ops::Range;
+
+use burn::backend::tensor::FloatTensor;
 use burn::tensor::Shape;
 use burn_flex::{Flex, FlexTensor};
+use gemm::{Parallelism, gemm};
 use macerator::Simd;
 use rayon::prelude::*;
 
-use super::simd::{Kernel, chunk_length, contiguous, exp, largest, mul_add, owned, run, sum};
-use crate::{
-    ScoreBias, Scoring,
-    attention::{fold_groups, sum_to},
-};
+use super::simd::{Kernel, contiguous, exp, largest, mul_add, run, sum, tensor};
+use crate::{ScoreBias, Scoring};
 
-/// Rows of products of queries with all keys, which become probabilities.
-struct Softmax<'a> {
-    rows: &'a mut [f32],
-    /// The number of the first row among those of all heads and sequences.
-    first: usize,
-    /// Heads, queries and keys.
-    sizes: [usize; 3],
-    scoring: Scoring,
-    bias: Option<&'a Bias>,
+/// How many queries are worked on at once.
+const BLOCK: usize = 64;
+
+/// A matrix somewhere in memory.
+#[derive(Clone, Copy)]
+struct Matrix {
+    values: *mut f32,
+    /// From one to the next row and column.
+    strides: [isize; 2],
 }
 
-impl Kernel for Softmax<'_> {
-    type Output = ();
+impl Matrix {
+    /// Rows side by side.
+    fn dense(values: &mut [f32], width: usize) -> Self {
+        Self {
+            values: values.as_mut_ptr(),
+            strides: [width as isize, 1],
+        }
+    }
 
-    #[inline(always)]
-    fn run<S: Simd>(self) {
-        let [n_heads, seq_q, seq_k] = self.sizes;
-        let scale = self.scoring.scale as f32;
-        for (number, row) in (self.first..).zip(self.rows.chunks_exact_mut(seq_k)) {
-            let query = number % seq_q;
-            let visible = self.scoring.mask.visible(query, seq_q, seq_k);
-            row[..visible.start].fill(0.0);
-            row[visible.end..].fill(0.0);
-            let row = &mut row[visible.clone()];
-            match self.bias {
-                None => row.iter_mut().for_each(|score| *score *= scale),
-                Some(bias) => {
-                    let head = number / seq_q;
-                    let bias = bias.row(head / n_heads, head % n_heads, query);
-                    for (score, &bias) in row.iter_mut().zip(&bias[visible]) {
-                        *score = mul_add::<S>(*score, scale, bias);
-                    }
-                }
-            }
-            let max = largest(row);
-            row.iter_mut()
-                .for_each(|score| *score = exp::<S>(*score - max));
-            let [total] = sum::<1>(row, row, |p, _| [p]);
-            let share = 1.0 / total;
-            row.iter_mut().for_each(|score| *score *= share);
+    /// Without the first rows.
+    fn from_row(self, row: usize) -> Self {
+        let values = self.values.wrapping_offset(row as isize * self.strides[0]);
+        Self { values, ..self }
+    }
+
+    fn transposed(self) -> Self {
+        let [row, column] = self.strides;
+        Self {
+            strides: [column, row],
+            ..self
         }
     }
 }
 
-/// Rows of probabilities and of their gradients, which become those of the scores.
-struct SoftmaxGradient<'a> {
+/// `target = [target +] scale · left · right` of sizes `[m, k]` and `[k, n]`.
+///
+/// # Safety
+///
+/// The matrices have these sizes, and nobody else uses the target.
+unsafe fn product(
+    [m, n, k]: [usize; 3],
+    target: Matrix,
+    is_added: bool,
+    left: Matrix,
+    right: Matrix,
+    scale: f32,
+) {
+    let parallelism = Parallelism::None;
+    let ([target_row, target_column], [left_row, left_column], [right_row, right_column]) =
+        (target.strides, left.strides, right.strides);
+    // SAFETY: as promised.
+    unsafe {
+        gemm(
+            m,
+            n,
+            k,
+            target.values,
+            target_column,
+            target_row,
+            is_added,
+            left.values,
+            left_column,
+            left_row,
+            right.values,
+            right_column,
+            right_row,
+            1.0,
+            scale,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+}
+
+/// A tensor `[batch, heads, seq, head_dim]` as a matrix for each head.
+struct Heads {
+    values: *mut f32,
+    /// From one to the next batch, head, position and channel.
+    strides: [isize; 4],
+}
+
+// SAFETY: threads write to heads or rows that no other has.
+unsafe impl Sync for Heads {}
+
+impl Heads {
+    /// Of a tensor that is only read.
+    fn of(tensor: &FlexTensor) -> Self {
+        let layout = tensor.layout();
+        let values = tensor.storage::<f32>().as_ptr();
+        let strides = layout.strides();
+        Self {
+            values: values.wrapping_add(layout.start_offset()).cast_mut(),
+            strides: [strides[0], strides[1], strides[2], strides[3]],
+        }
+    }
+
+    /// Of new values `[batch, seq, heads, head_dim]`, in which the heads of a position are side by side as the
+    /// projections around attention have them.
+    fn new(values: &mut [f32], [heads, seq, width]: [usize; 3]) -> Self {
+        let strides = [seq * heads * width, width, heads * width, 1];
+        Self {
+            values: values.as_mut_ptr(),
+            strides: strides.map(|stride| stride as isize),
+        }
+    }
+
+    fn matrix(&self, batch: usize, head: usize) -> Matrix {
+        let [of_batch, of_head, row, column] = self.strides;
+        let offset = batch as isize * of_batch + head as isize * of_head;
+        Matrix {
+            values: self.values.wrapping_offset(offset),
+            strides: [row, column],
+        }
+    }
+}
+
+/// A tensor `[batch, heads, seq, head_dim]` of values as [`Heads::new`] has them.
+fn by_position(values: Vec<f32>, [batch, heads, seq, width]: [usize; 4]) -> FlexTensor {
+    tensor(values, Shape::new([batch, seq, heads, width])).transpose(1, 2)
+}
+
+/// What is added to scores, one row of which serves several queries where it is broadcast.
+struct Bias {
+    tensor: FlexTensor,
+    start: usize,
+    /// From one to the next along batch, heads and queries.
+    strides: [usize; 3],
+}
+
+impl Bias {
+    fn new(bias: ScoreBias<Flex>) -> Option<Self> {
+        let (tensor, range) = contiguous(bias.tensor()?);
+        let [batch, heads, queries, keys] = tensor.layout().shape().dims();
+        let stride = |size: usize, stride: usize| if size == 1 { 0 } else { stride };
+        Some(Self {
+            strides: [
+                stride(batch, heads * queries * keys),
+                stride(heads, queries * keys),
+                stride(queries, keys),
+            ],
+            start: range.start,
+            tensor,
+        })
+    }
+
+    fn row(&self, [batch, head]: [usize; 2], query: usize) -> &[f32] {
+        let [of_batch, of_head, of_query] = self.strides;
+        let start = self.start + batch * of_batch + head * of_head + query * of_query;
+        let [_, _, _, keys] = self.tensor.layout().shape().dims();
+        &self.tensor.storage::<f32>()[start..start + keys]
+    }
+}
+
+/// The sizes of an attention, and how it scores.
+struct Job {
+    batch: usize,
+    n_heads: usize,
+    n_kv_heads: usize,
+    seq_q: usize,
+    seq_k: usize,
+    width: usize,
+    scoring: Scoring,
+    bias: Option<Bias>,
+}
+
+/// Queries of one head, and the keys that some of them see.
+struct Block {
+    queries: Range<usize>,
+    keys: Range<usize>,
+}
+
+impl Job {
+    fn new(query: &FlexTensor, key: &FlexTensor, bias: ScoreBias<Flex>, scoring: Scoring) -> Self {
+        let [batch, n_heads, seq_q, width] = query.layout().shape().dims();
+        let [_, n_kv_heads, seq_k, _] = key.layout().shape().dims();
+        Self {
+            batch,
+            n_heads,
+            n_kv_heads,
+            seq_q,
+            seq_k,
+            width,
+            scoring,
+            bias: Bias::new(bias),
+        }
+    }
+
+    fn visible(&self, query: usize) -> Range<usize> {
+        self.scoring.mask.visible(query, self.seq_q, self.seq_k)
+    }
+
+    fn blocks(&self) -> impl Iterator<Item = Block> {
+        let blocks = (0..self.seq_q).step_by(BLOCK).map(|first| {
+            let queries = first..(first + BLOCK).min(self.seq_q);
+            let keys = self.visible(first).start..self.visible(queries.end - 1).end;
+            Block { queries, keys }
+        });
+        blocks.filter(|block| !block.keys.is_empty())
+    }
+
+    /// How many numbers the scores of any block take.
+    fn block_size(&self) -> usize {
+        BLOCK.min(self.seq_q) * self.seq_k
+    }
+
+    /// Products of the queries of a block with its keys.
+    ///
+    /// # Safety
+    ///
+    /// Both are matrices of a head of this attention.
+    unsafe fn multiply(&self, block: &Block, query: Matrix, key: Matrix, scores: &mut [f32]) {
+        let (rows, keys) = (block.queries.len(), block.keys.len());
+        let scores = Matrix::dense(&mut scores[..rows * keys], keys);
+        let query = query.from_row(block.queries.start);
+        let key = key.from_row(block.keys.start).transposed();
+        // SAFETY: the block lies within the matrices.
+        unsafe { product([rows, keys, self.width], scores, false, query, key, 1.0) };
+    }
+}
+
+/// Products of a block, which become `e^(score - largest)`, and 0 where a key is hidden.
+struct Exponentials<'a> {
+    job: &'a Job,
+    block: &'a Block,
+    /// Batch and head.
+    place: [usize; 2],
+    scores: &'a mut [f32],
+    statistics: Statistics<'a>,
+}
+
+/// For each query the largest score, and the reciprocal of what the exponentials come to.
+enum Statistics<'a> {
+    /// Yet to be found.
+    New(&'a mut [f32]),
+    /// Those of the forward pass. By them the exponentials become probabilities.
+    Known(&'a [f32]),
+}
+
+impl Kernel for Exponentials<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self) {
+        let scale = self.job.scoring.scale as f32;
+        let keys = &self.block.keys;
+        let rows = self.scores.chunks_exact_mut(keys.len()).enumerate();
+        for (query, (number, row)) in self.block.queries.clone().zip(rows) {
+            let visible = self.job.visible(query);
+            let within = visible.start - keys.start..visible.end - keys.start;
+            row[..within.start].fill(0.0);
+            row[within.end..].fill(0.0);
+            let row = &mut row[within];
+            match &self.job.bias {
+                None => row.iter_mut().for_each(|score| *score *= scale),
+                Some(bias) => {
+                    let bias = &bias.row(self.place, query)[visible];
+                    for (score, &bias) in row.iter_mut().zip(bias) {
+                        *score = mul_add::<S>(*score, scale, bias);
+                    }
+                }
+            }
+            match &mut self.statistics {
+                Statistics::New(statistics) => {
+                    let max = largest(row);
+                    row.iter_mut()
+                        .for_each(|score| *score = exp::<S>(*score - max));
+                    let [total] = sum::<1>(row, row, |p, _| [p]);
+                    statistics[2 * number..][..2].copy_from_slice(&[max, 1.0 / total]);
+                }
+                Statistics::Known(statistics) => {
+                    let (max, share) = (statistics[2 * number], statistics[2 * number + 1]);
+                    row.iter_mut()
+                        .for_each(|score| *score = exp::<S>(*score - max) * share);
+                }
+            }
+        }
+    }
+}
+
+/// Rows of a block's probabilities and of their gradients, which become those of the scaled products.
+struct ScoreGradients<'a> {
     probabilities: &'a [f32],
     grad: &'a mut [f32],
     width: usize,
     scale: f32,
 }
 
-impl Kernel for SoftmaxGradient<'_> {
+impl Kernel for ScoreGradients<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -79,8 +321,8 @@ impl Kernel for SoftmaxGradient<'_> {
     }
 }
 
-/// Returns the output `[batch, n_heads, seq_q, head_dim]` and the attention probabilities
-/// `[batch, n_kv_heads, group · seq_q, seq_k]`.
+/// Returns the output `[batch, n_heads, seq_q, head_dim]` and for each query its largest score and the reciprocal of the
+/// sum of exponentials `[batch, n_heads, seq_q, 2]`.
 pub(super) fn forward(
     query: FlexTensor,
     key: FlexTensor,
@@ -88,114 +330,144 @@ pub(super) fn forward(
     bias: ScoreBias<Flex>,
     scoring: Scoring,
 ) -> (FlexTensor, FlexTensor) {
-    let shape = query.layout().shape().clone();
-    let [_, n_heads, seq_q, _] = shape.dims();
-    let [_, n_kv_heads, seq_k, _] = key.layout().shape().dims();
-    let query = fold_groups::<Flex>(query, n_kv_heads);
-    let mut scores = owned(Flex::float_matmul(query, Flex::float_transpose(key)));
-    let bias = match bias {
-        ScoreBias::None => None,
-        ScoreBias::Added(bias) => Some(Bias::new(bias)),
-    };
-    let values = scores.storage_mut::<f32>();
-    let length = chunk_length(values.len(), seq_k);
-    let chunks = values.par_chunks_mut(length).enumerate();
-    chunks.for_each(|(number, rows)| {
-        run(Softmax {
-            rows,
-            first: number * (length / seq_k),
-            sizes: [n_heads, seq_q, seq_k],
-            scoring,
-            bias: bias.as_ref(),
-        });
-    });
-    let output = Flex::float_matmul(scores.clone(), value);
-    (Flex::float_reshape(output, shape), scores)
+    let job = Job::new(&query, &key, bias, scoring);
+    let Job {
+        batch,
+        n_heads,
+        seq_q,
+        width,
+        ..
+    } = job;
+    let group = n_heads / job.n_kv_heads;
+    let mut values = vec![0.0; batch * seq_q * n_heads * width];
+    let mut statistics = vec![0.0; batch * n_heads * seq_q * 2];
+    let output = Heads::new(&mut values, [n_heads, seq_q, width]);
+    let [query, key, value] = [&query, &key, &value].map(Heads::of);
+    let heads = statistics.par_chunks_mut((2 * seq_q).max(1)).enumerate();
+    heads.for_each_init(
+        || vec![0.0; job.block_size()],
+        |scores, (number, statistics)| {
+            let place @ [batch, head] = [number / n_heads, number % n_heads];
+            let [query, output] = [&query, &output].map(|heads| heads.matrix(batch, head));
+            let [key, value] = [&key, &value].map(|heads| heads.matrix(batch, head / group));
+            for block in job.blocks() {
+                let (rows, keys) = (block.queries.len(), block.keys.len());
+                let statistics = &mut statistics[2 * block.queries.start..2 * block.queries.end];
+                // SAFETY: these are matrices of one head.
+                unsafe { job.multiply(&block, query, key, scores) };
+                run(Exponentials {
+                    job: &job,
+                    block: &block,
+                    place,
+                    scores: &mut scores[..rows * keys],
+                    statistics: Statistics::New(statistics),
+                });
+                let exponentials = Matrix::dense(scores, keys);
+                let value = value.from_row(block.keys.start);
+                let output = output.from_row(block.queries.start);
+                // SAFETY: no other thread has this head.
+                unsafe {
+                    product([rows, width, keys], output, false, exponentials, value, 1.0);
+                    for (row, statistics) in statistics.chunks_exact(2).enumerate() {
+                        let row = output.from_row(row).values;
+                        let row = std::slice::from_raw_parts_mut(row, width);
+                        row.iter_mut().for_each(|value| *value *= statistics[1]);
+                    }
+                }
+            }
+        },
+    );
+    let statistics = tensor(statistics, Shape::new([batch, n_heads, seq_q, 2]));
+    let output = by_position(values, [batch, n_heads, seq_q, width]);
+    (output, statistics)
 }
 
-/// What is added to scores, one row of which serves several queries where it is broadcast.
-struct Bias {
-    tensor: FlexTensor,
-    start: usize,
-    /// From one to the next along batch, heads and queries.
-    strides: [usize; 3],
-}
-
-impl Bias {
-    fn new(bias: FlexTensor) -> Self {
-        let (tensor, range) = contiguous(bias);
-        let [batch, heads, queries, keys] = tensor.layout().shape().dims();
-        let stride = |size: usize, stride: usize| if size == 1 { 0 } else { stride };
-        Self {
-            strides: [
-                stride(batch, heads * queries * keys),
-                stride(heads, queries * keys),
-                stride(queries, keys),
-            ],
-            start: range.start,
-            tensor,
-        }
-    }
-
-    fn row(&self, batch: usize, head: usize, query: usize) -> &[f32] {
-        let [of_batch, of_head, of_query] = self.strides;
-        let start = self.start + batch * of_batch + head * of_head + query * of_query;
-        let [_, _, _, keys] = self.tensor.layout().shape().dims();
-        &self.tensor.storage::<f32>()[start..start + keys]
-    }
-}
-
-/// The gradients of query, key, value and bias, as [`composed_backward`](crate::attention::composed_backward) has
-/// them.
+/// The gradients of query, key and value.
+///
+/// With `P` the probabilities and `dO` the gradient of the output: `dV = Pᵀ dO`, `dP = dO Vᵀ`,
+/// `dS = P ∘ (dP − rowsum(dP ∘ P))`, `dQ = scale · dS K`, `dK = scale · dSᵀ Q`.
 pub(super) fn backward(
     query: FlexTensor,
     key: FlexTensor,
     value: FlexTensor,
     bias: ScoreBias<Flex>,
-    probabilities: FlexTensor,
+    statistics: FlexTensor,
     grad: FlexTensor,
     scoring: Scoring,
-) -> (FlexTensor, FlexTensor, FlexTensor, FloatTensor<Flex>) {
-    let shape = query.layout().shape().clone();
-    let [batch, n_heads, seq_q, _] = shape.dims();
-    let [_, n_kv_heads, seq_k, _] = key.layout().shape().dims();
-    let query = fold_groups::<Flex>(query, n_kv_heads);
-    let grad = fold_groups::<Flex>(grad, n_kv_heads);
-    let grad_value = Flex::float_matmul(Flex::float_transpose(probabilities.clone()), grad.clone());
-    let mut scores = owned(Flex::float_matmul(grad, Flex::float_transpose(value)));
-    let (probabilities, range) = contiguous(probabilities);
-    // The bias is added after the scale.
-    let scale = match bias {
-        ScoreBias::None => scoring.scale,
-        ScoreBias::Added(_) => 1.0,
-    };
-    let length = chunk_length(range.len(), seq_k);
-    let probabilities = probabilities.storage::<f32>()[range].par_chunks(length);
-    let chunks = probabilities.zip(scores.storage_mut::<f32>().par_chunks_mut(length));
-    chunks.for_each(|(probabilities, grad)| {
-        run(SoftmaxGradient {
-            probabilities,
-            grad,
-            width: seq_k.max(1),
-            scale: scale as f32,
-        });
-    });
-    let (scores, grad_bias) = match bias {
-        // Nobody reads it.
-        ScoreBias::None => (scores, grad_value.clone()),
-        ScoreBias::Added(bias) => {
-            let by_head = Shape::new([batch, n_heads, seq_q, seq_k]);
-            let by_head = Flex::float_reshape(scores.clone(), by_head);
-            let grad_bias = sum_to::<Flex>(by_head, bias.layout().shape().dims());
-            let scores = match scoring.scale {
-                1.0 => scores,
-                scale => Flex::float_mul_scalar(scores, scale.into()),
-            };
-            (scores, grad_bias)
-        }
-    };
-    let grad_query = Flex::float_matmul(scores.clone(), key);
-    let grad_key = Flex::float_matmul(Flex::float_transpose(scores), query);
-    let grad_query = Flex::float_reshape(grad_query, shape);
-    (grad_query, grad_key, grad_value, grad_bias)
+) -> [FloatTensor<Flex>; 3] {
+    let job = Job::new(&query, &key, bias, scoring);
+    let Job {
+        batch,
+        n_heads,
+        n_kv_heads,
+        seq_q,
+        seq_k,
+        width,
+        ..
+    } = job;
+    let group = n_heads / n_kv_heads;
+    let [mut of_query, mut of_key, mut of_value] =
+        [seq_q * n_heads, seq_k * n_kv_heads, seq_k * n_kv_heads]
+            .map(|rows| vec![0.0; batch * rows * width]);
+    let grad_query = Heads::new(&mut of_query, [n_heads, seq_q, width]);
+    let [grad_key, grad_value] =
+        [&mut of_key, &mut of_value].map(|values| Heads::new(values, [n_kv_heads, seq_k, width]));
+    let [query, key, value, grad] = [&query, &key, &value, &grad].map(Heads::of);
+    let statistics = statistics.storage::<f32>();
+    // Query heads that share a key are one piece, because they add to its gradient.
+    let pieces = statistics
+        .par_chunks((2 * seq_q * group).max(1))
+        .enumerate();
+    pieces.for_each_init(
+        || [0, 1].map(|_| vec![0.0; job.block_size()]),
+        |[probabilities, scores], (number, statistics)| {
+            let (batch, kv_head) = (number / n_kv_heads, number % n_kv_heads);
+            let [key, value, grad_key, grad_value] =
+                [&key, &value, &grad_key, &grad_value].map(|heads| heads.matrix(batch, kv_head));
+            for (within, statistics) in statistics.chunks_exact(2 * seq_q).enumerate() {
+                let head = kv_head * group + within;
+                let [query, grad, grad_query] =
+                    [&query, &grad, &grad_query].map(|heads| heads.matrix(batch, head));
+                for block in job.blocks() {
+                    let (rows, keys) = (block.queries.len(), block.keys.len());
+                    // SAFETY: these are matrices of one head.
+                    unsafe { job.multiply(&block, query, key, probabilities) };
+                    run(Exponentials {
+                        job: &job,
+                        block: &block,
+                        place: [batch, head],
+                        scores: &mut probabilities[..rows * keys],
+                        statistics: Statistics::Known(&statistics[2 * block.queries.start..]),
+                    });
+                    // SAFETY: as above.
+                    unsafe { job.multiply(&block, grad, value, scores) };
+                    let left = Matrix::dense(probabilities, keys).transposed();
+                    let [grad, query, grad_query] =
+                        [grad, query, grad_query].map(|rows| rows.from_row(block.queries.start));
+                    let [key, grad_key, grad_value] =
+                        [key, grad_key, grad_value].map(|rows| rows.from_row(block.keys.start));
+                    // SAFETY: no other thread has heads of this piece.
+                    unsafe { product([keys, width, rows], grad_value, true, left, grad, 1.0) };
+                    run(ScoreGradients {
+                        probabilities: &probabilities[..rows * keys],
+                        grad: &mut scores[..rows * keys],
+                        width: keys,
+                        scale: scoring.scale as f32,
+                    });
+                    let scores = Matrix::dense(scores, keys);
+                    // SAFETY: as above.
+                    unsafe {
+                        product([rows, width, keys], grad_query, false, scores, key, 1.0);
+                        let scores = scores.transposed();
+                        product([keys, width, rows], grad_key, true, scores, query, 1.0);
+                    }
+                }
+            }
+        },
+    );
+    [
+        by_position(of_query, [batch, n_heads, seq_q, width]),
+        by_position(of_key, [batch, n_kv_heads, seq_k, width]),
+        by_position(of_value, [batch, n_kv_heads, seq_k, width]),
+    ]
 }

@@ -15,6 +15,7 @@ use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn_flex::Flex;
 use simd::are_f32;
 
+use crate::attention::{composed_backward, composed_forward};
 use crate::{Activation, AdamWStep, Affine, NormKind, ScoreBias, Scoring, TransformerOps};
 
 impl TransformerOps for Flex {
@@ -37,7 +38,7 @@ impl TransformerOps for Flex {
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         match are_f32([&query, &key, &value]) {
             true => attention::forward(query, key, value, bias, scoring),
-            false => crate::attention::composed_forward::<Self>(query, key, value, bias, scoring),
+            false => composed_forward::<Self>(query, key, value, bias, scoring),
         }
     }
 
@@ -46,7 +47,7 @@ impl TransformerOps for Flex {
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
         bias: ScoreBias<Self>,
-        _output: FloatTensor<Self>,
+        output: FloatTensor<Self>,
         saved: FloatTensor<Self>,
         grad: FloatTensor<Self>,
         scoring: Scoring,
@@ -56,11 +57,18 @@ impl TransformerOps for Flex {
         FloatTensor<Self>,
         FloatTensor<Self>,
     ) {
-        let backward = match are_f32([&query, &key, &value]) {
-            true => attention::backward,
-            false => crate::attention::composed_backward::<Self>,
-        };
-        backward(query, key, value, bias, saved, grad, scoring)
+        if !are_f32([&query, &key, &value]) {
+            return composed_backward::<Self>(query, key, value, bias, saved, grad, scoring);
+        }
+        if let ScoreBias::Learned(_) = bias {
+            // What adds to its gradient are the scores of all queries, so they are made whole.
+            let (q, k, v) = (query.clone(), key.clone(), value.clone());
+            let (_, whole) = composed_forward::<Self>(q, k, v, bias.clone(), scoring);
+            return composed_backward::<Self>(query, key, value, bias, whole, grad, scoring);
+        }
+        let [query, key, value] =
+            attention::backward(query, key, value, bias, saved, grad, scoring);
+        (query, key, value, output)
     }
 
     fn smooth_activation(input: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self> {

@@ -10,10 +10,9 @@ mod tasks;
 use std::path::PathBuf;
 
 use comfy_table::{CellAlignment, Table, presets};
-use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use super::{BackendArgument, End, Result, print_json};
+use super::{BackendArgument, End, Result, print_json, progress_bar};
 use crate::infer::evaluate::score::Scorer;
 
 #[derive(clap::Subcommand)]
@@ -74,13 +73,6 @@ impl ScorerArguments {
             }
         }))
     }
-}
-
-/// A bar on stderr, seen only on a terminal.
-fn progress_bar() -> ProgressBar {
-    let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} {per_sec}, {eta} left");
-    let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::new(0).with_style(style)
 }
 
 /// How results are printed.

@@ -2,31 +2,32 @@
 
 use std::time::{Duration, Instant};
 
+use burn::module::Module;
 use burn::optim::GradientsParams;
-use burn::tensor::Device;
-use burn_zoo_data::{
-    batch::TrainingData,
-    windows::{Prediction, Splits, StepShape, TokenBatch, Windows},
-};
-use burn_zoo_models::gpt::GptConfig;
-use burn_zoo_nn::{ConfigError, Transformer, init};
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn_zoo_data::windows::{NOT_ASKED, TokenBatch};
+use burn_zoo_nn::{ConfigError, Transformer, TransformerConfig, init};
 use burn_zoo_train::{
-    Learner, memory,
+    Learner, flops, memory,
     objective::{LanguageModeling, StepConfig, Trainee},
     optimizer::OptimizerConfig,
     schedule::ScheduleConfig,
 };
 use serde::Serialize;
 
-const SEED: u64 = 1337;
+use super::{SEED, median_ms, tokens};
 
-/// Real training steps of a GPT on random tokens: forward pass, loss, gradients, clipping, AdamW.
+/// Real training steps of a language model on random tokens: forward pass, loss, gradients, clipping, AdamW.
+///
+/// A decoder predicts every next token; a model that sees all, every seventh, as if it had been hidden. There is no
+/// dropout.
 pub struct TrainBench {
     learner: Learner<Trainee<Transformer, LanguageModeling>>,
     batches: Vec<TokenBatch>,
     next: usize,
     device: Device,
     n_tokens: usize,
+    flops_per_token: f64,
 }
 
 /// The parts of a step, each until the device has finished it.
@@ -45,6 +46,8 @@ pub struct Parts {
 pub struct TrainTimes {
     /// A whole step, until its loss was read.
     pub step_ms: f64,
+    /// The shortest.
+    pub min_step_ms: f64,
     /// The forward pass and the loss.
     pub forward_ms: f64,
     /// The gradients.
@@ -53,6 +56,12 @@ pub struct TrainTimes {
     pub optimizer_ms: f64,
     /// Tokens learned from per second, by `step_ms`.
     pub tokens_per_second: f64,
+    /// What the model's operations came to, in 10⁹ per second, see [`flops::per_token`].
+    pub gflops: f64,
+    /// What the device does of matrix products, in the same unit.
+    pub peak_gflops: f64,
+    /// The share of the peak that the step used.
+    pub mfu: f64,
     /// The most memory that the process had resident.
     pub peak_memory_bytes: Option<u64>,
     /// Steps measured.
@@ -62,15 +71,28 @@ pub struct TrainTimes {
 }
 
 impl TrainBench {
-    /// A model of these sizes on `device`, and batches for it.
+    /// A model on `device`, and batches `[batch_size, seq]` for it.
+    ///
+    /// # Errors
+    ///
+    /// When sizes do not fit together, or the model is no language model of one stack.
     pub fn new(
-        model: &GptConfig,
-        vocab_size: usize,
-        batch_size: usize,
+        model: &TransformerConfig,
+        [batch_size, seq]: [usize; 2],
         device: &Device,
     ) -> Result<Self, ConfigError> {
+        model.validate()?;
+        if model.head.language().is_none() || model.encoder.is_some() {
+            let problem = "must score tokens, and belong to a decoder or an encoder alone";
+            return Err(ConfigError::new("head", problem));
+        }
+        if seq == 0 || seq > model.context_length() {
+            let problem = format!("must be from 1 to {}, got {seq}", model.context_length());
+            return Err(ConfigError::new("seq", problem));
+        }
         init::seed(SEED);
-        let transformer = model.transformer(vocab_size)?.init(device);
+        let transformer = model.clone().with_dropout(0.0).init(device);
+        let is_decoder = transformer.is_decoder();
         let optimizer = OptimizerConfig {
             clip_norm: Some(1.0),
             ..OptimizerConfig::new(1e-4)
@@ -92,31 +114,34 @@ impl TrainBench {
         learner.fork(&device);
         learner.lr_step();
 
-        let shape = StepShape {
-            batch_size,
-            accumulation: 1,
-            context_length: model.context_length,
-        };
         // Any tokens will do: a step costs the same whatever it learns.
-        let tokens = (0..16 * model.context_length as u64 + 1)
-            .map(|index| (index.wrapping_mul(2_654_435_761) % vocab_size as u64) as u32)
-            .collect::<Vec<_>>();
-        let splits = Splits {
-            train: tokens.clone().into(),
-            valid: tokens.into(),
-        };
-        let windows = Windows::new(splits, shape, Prediction::Next, SEED)
-            .expect("the text is longer than a window");
+        let n_tokens = batch_size * seq;
+        let vocab_size = model.vocab_size();
+        let batches = (0..8).map(|number| {
+            let drawn = tokens(number * n_tokens..(number + 1) * n_tokens + 1, vocab_size);
+            let matrix = |ids: Vec<i32>| {
+                Tensor::<2, Int>::from_data(TensorData::new(ids, [batch_size, seq]), &device)
+            };
+            let ids = |tokens: &[u32]| tokens.iter().map(|&token| token as i32).collect::<Vec<_>>();
+            let (inputs, next) = (ids(&drawn[..n_tokens]), ids(&drawn[1..]));
+            if is_decoder {
+                return TokenBatch::new(matrix(inputs), matrix(next), None);
+            }
+            let targets = inputs.iter().enumerate();
+            let targets = targets.map(|(place, &token)| match place % 7 {
+                0 => token,
+                _ => NOT_ASKED,
+            });
+            let targets = matrix(targets.collect());
+            TokenBatch::new(matrix(inputs), targets, Some(n_tokens.div_ceil(7)))
+        });
         Ok(Self {
             learner,
-            batches: windows
-                .train(0..8, &device)
-                .iter()
-                .filter_map(Result::ok)
-                .collect(),
+            batches: batches.collect(),
             next: 0,
-            device,
-            n_tokens: shape.n_tokens(),
+            device: device.clone(),
+            n_tokens,
+            flops_per_token: flops::per_token(model, seq),
         })
     }
 
@@ -163,38 +188,45 @@ impl TrainBench {
         }
     }
 
-    /// Runs `warmup` steps, then measures `steps` whole ones and as many part by part.
-    pub fn measure(&mut self, warmup: usize, steps: usize) -> TrainTimes {
+    /// Runs `warmup` steps, then measures `steps` whole ones and as many part by part, and tells `on_step` of each.
+    pub fn measure(&mut self, warmup: usize, steps: usize, on_step: impl Fn()) -> TrainTimes {
         for _ in 0..warmup {
             self.step();
+            on_step();
         }
         let whole = (0..steps).map(|_| {
             let clock = Instant::now();
             self.step();
+            on_step();
             clock.elapsed()
         });
-        let step_ms = median_ms(whole.collect());
-        let parts: Vec<Parts> = (0..steps).map(|_| self.parts()).collect();
+        let whole: Vec<Duration> = whole.collect();
+        let min_step_ms = whole.iter().min().map_or(0.0, Duration::as_secs_f64) * 1e3;
+        let step_ms = median_ms(whole);
+        let parts = (0..steps).map(|_| {
+            on_step();
+            self.parts()
+        });
+        let parts: Vec<Parts> = parts.collect();
         let part_ms = |part: fn(&Parts) -> Duration| median_ms(parts.iter().map(part).collect());
+        let tokens_per_second = self.n_tokens as f64 / (step_ms / 1e3);
+        let flops = self.flops_per_token * tokens_per_second;
+        // Before the peak is measured, which takes memory of its own.
+        let peak_memory_bytes = memory::peak_bytes();
+        let peak = flops::measured_peak(&self.device);
         TrainTimes {
             step_ms,
+            min_step_ms,
             forward_ms: part_ms(|parts| parts.forward),
             backward_ms: part_ms(|parts| parts.backward),
             optimizer_ms: part_ms(|parts| parts.optimizer),
-            tokens_per_second: self.n_tokens as f64 / (step_ms / 1e3),
-            peak_memory_bytes: memory::peak_bytes(),
+            tokens_per_second,
+            gflops: flops / 1e9,
+            peak_gflops: peak / 1e9,
+            mfu: flops / peak,
+            peak_memory_bytes,
             steps,
-            parameters: burn::module::Module::num_params(&self.learner.model()),
+            parameters: self.learner.model().num_params(),
         }
     }
-}
-
-fn median_ms(mut times: Vec<Duration>) -> f64 {
-    times.sort();
-    let middle = times.len() / 2;
-    let median = match times.len() % 2 {
-        1 => times[middle],
-        _ => (times[middle - 1] + times[middle]) / 2,
-    };
-    median.as_secs_f64() * 1e3
 }

@@ -1,0 +1,50 @@
+//! How fast models train, write and encode on this machine, and what it could do at most.
+
+mod encode;
+mod generate;
+mod train;
+
+use std::hint::black_box;
+use std::ops::Range;
+use std::thread;
+use std::time::{Duration, Instant};
+
+pub use encode::{EncodeTimes, encode};
+pub use generate::{GenerateTimes, generate, random_model};
+pub use train::{Parts, TrainBench, TrainTimes};
+
+const SEED: u64 = 1337;
+
+/// Tokens that look random, the same on every call.
+fn tokens(range: Range<usize>, vocab_size: usize) -> Vec<u32> {
+    range
+        .map(|index| ((index as u64).wrapping_mul(2_654_435_761) % vocab_size as u64) as u32)
+        .collect()
+}
+
+fn median_ms(mut times: Vec<Duration>) -> f64 {
+    times.sort();
+    let middle = times.len() / 2;
+    let median = match times.len() % 2 {
+        1 => times[middle],
+        _ => (times[middle - 1] + times[middle]) / 2,
+    };
+    median.as_secs_f64() * 1e3
+}
+
+/// Bytes per second that all cores together read from memory: the best of a few passes over more than caches hold.
+pub fn read_bandwidth() -> f64 {
+    const BYTES: usize = 1 << 29;
+    let memory = vec![1u64; BYTES / size_of::<u64>()];
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let pass = || {
+        let clock = Instant::now();
+        thread::scope(|scope| {
+            for part in memory.chunks(memory.len().div_ceil(threads)) {
+                scope.spawn(|| black_box(part.iter().fold(0u64, |sum, x| sum.wrapping_add(*x))));
+            }
+        });
+        BYTES as f64 / clock.elapsed().as_secs_f64()
+    };
+    (0..5).map(|_| pass()).fold(0.0, f64::max)
+}
