@@ -6,7 +6,7 @@ mod common;
 use burn::tensor::{Device, FloatDType, Int, Tensor, activation};
 use burn_zoo::ops::{
     Activation, AdamWStep, AttentionMask, NormKind, Scoring, activate, adamw, attention, dropout,
-    negative_log_likelihood, normalize,
+    linear, negative_log_likelihood, normalize,
 };
 use common::{
     assert_close, data, devices, normal, normal_density, normal_distribution, processor, values,
@@ -503,6 +503,49 @@ fn large_sizes_are_as_right_as_small_ones() {
         };
         for (ours, composed) in run(true).iter().zip(run(false)) {
             assert_close(ours, &composed, 1e-4, &format!("{sizes:?}"));
+        }
+    }
+
+    // Few rows, which threads share by columns, and many; of a matrix and of one that is transposed.
+    for (rows, is_transposed) in [(1, false), (3, true), (411, false)] {
+        let (d_input, d_output) = (301, 907);
+        let autodiff = device.clone().autodiff();
+        let x =
+            Tensor::<2>::from_data(data(&normal(1, rows * d_input), [rows, d_input]), &autodiff);
+        let sizes = if is_transposed {
+            [d_output, d_input]
+        } else {
+            [d_input, d_output]
+        };
+        let w = Tensor::<2>::from_data(data(&normal(2, d_input * d_output), sizes), &autodiff);
+        let b = Tensor::<1>::from_data(data(&normal(3, d_output), [d_output]), &autodiff);
+        let (x, w, b) = (x.require_grad(), w.require_grad(), b.require_grad());
+        let run = |ours: bool| {
+            let matrix = if is_transposed {
+                w.clone().transpose()
+            } else {
+                w.clone()
+            };
+            let output = match ours {
+                true => linear(x.clone().unsqueeze::<3>(), matrix, Some(b.clone())).squeeze_dim(0),
+                false => x.clone().matmul(matrix) + b.clone().unsqueeze::<2>(),
+            };
+            let factor = Tensor::<2>::from_data(
+                data(&normal(4, rows * d_output), [rows, d_output]),
+                &autodiff,
+            );
+            let grads = (output.clone() * factor).sum().backward();
+            let grads = [
+                values(x.grad(&grads).unwrap()),
+                values(w.grad(&grads).unwrap()),
+                values(b.grad(&grads).unwrap()),
+            ];
+            (values(output), grads)
+        };
+        let ((ours, our_grads), (composed, grads)) = (run(true), run(false));
+        assert_close(&ours, &composed, 2e-4, "linear");
+        for (ours, composed) in our_grads.iter().zip(&grads) {
+            assert_close(ours, composed, 5e-4, "the gradient of linear");
         }
     }
 

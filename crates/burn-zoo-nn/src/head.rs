@@ -1,7 +1,8 @@
 //! What follows the last hidden state: logits over the vocabulary, or labels.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Bool, Device, Int, Tensor, module};
+use burn::tensor::{Bool, Device, Int, Tensor};
+use burn_zoo_ops::linear;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -356,7 +357,7 @@ impl Head {
         let bias = self.bias.as_ref().map(Param::val);
         match &self.projection {
             Some(projection) => projection.forward_with(hidden, bias),
-            None => module::linear(hidden, embedding.val().transpose(), bias),
+            None => linear(hidden, embedding.val().transpose(), bias),
         }
     }
 }

@@ -2,7 +2,8 @@
 
 use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
-use burn::tensor::{Tensor, module};
+use burn::tensor::Tensor;
+use burn_zoo_ops::linear;
 use serde::{Deserialize, Serialize};
 
 use crate::{ConfigError, dropout, init, require_dropout, require_positive};
@@ -31,9 +32,9 @@ impl Linear {
         bias: Option<Tensor<1>>,
     ) -> Tensor<D> {
         match &self.lora {
-            None => module::linear(input, self.weight.val(), bias),
+            None => linear(input, self.weight.val(), bias),
             Some(lora) => {
-                let output = module::linear(input.clone(), self.weight.val(), bias);
+                let output = linear(input.clone(), self.weight.val(), bias);
                 output + lora.forward(input)
             }
         }
@@ -127,8 +128,8 @@ impl Lora {
     }
 
     fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
-        let low = module::linear(dropout::apply(&self.dropout, input), self.a.val(), None);
-        module::linear(low, self.b.val(), None) * self.scale
+        let low = linear(dropout::apply(&self.dropout, input), self.a.val(), None);
+        linear(low, self.b.val(), None) * self.scale
     }
 
     /// `scale · A B`, `[d_input, d_output]`.

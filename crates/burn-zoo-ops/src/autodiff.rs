@@ -80,6 +80,44 @@ fn record_attention<B: TransformerOps, C: CheckpointStrategy, const N: usize>(
 }
 
 #[derive(Debug)]
+struct LinearBackward;
+
+impl<B: TransformerOps, const N: usize> Backward<B, N> for LinearBackward {
+    /// The input, which the gradient of the weight needs, and the weight, which that of the input needs.
+    type State = [Option<FloatTensor<B>>; 2];
+
+    /// The parents are input, weight and, where there is one, bias.
+    fn backward(self, ops: Ops<Self::State, N>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let parents = ops.parents.map(|parent| parent.map(|node| node.id));
+        let [input, weight] = ops.state;
+        if let (Some(id), Some(weight)) = (parents[0], weight) {
+            grads.register::<B>(id, B::linear_x_backward(weight, grad.clone()));
+        }
+        if let (Some(id), Some(input)) = (parents[1], input) {
+            grads.register::<B>(id, B::linear_weight_backward(input, grad.clone()));
+        }
+        if let Some(Some(id)) = parents.get(2) {
+            grads.register::<B>(*id, B::affine_map_bias_backward(grad));
+        }
+    }
+}
+
+/// Multiplies, and records [`LinearBackward`] when a gradient is wanted.
+fn record_linear<B: TransformerOps, C: CheckpointStrategy, const N: usize>(
+    nodes: [NodeGuard; N],
+    kept: [Option<FloatTensor<B>>; 2],
+    input: FloatTensor<B>,
+    affine: Affine<B>,
+) -> FloatTensor<Autodiff<B, C>> {
+    let prepared = Backward::<B, N>::prepare::<C>(LinearBackward, nodes);
+    match prepared.compute_bound().stateful() {
+        OpsKind::Tracked(prep) => prep.finish(kept, B::affine_map(input, affine)),
+        OpsKind::UnTracked(prep) => prep.finish(B::affine_map(input, affine)),
+    }
+}
+
+#[derive(Debug)]
 struct ActivationBackward;
 
 impl<B: TransformerOps> Backward<B, 1> for ActivationBackward {
@@ -162,6 +200,28 @@ impl<B: TransformerOps, C: CheckpointStrategy> TransformerOps for Autodiff<B, C>
                 let (bias, b) = bias.into_parts();
                 let bias = ScoreBias::Added(bias);
                 record_attention::<B, C, 4>([q, k, v, b], tensors, bias, scoring)
+            }
+        }
+    }
+
+    fn affine_map(input: FloatTensor<Self>, affine: Affine<Self>) -> FloatTensor<Self> {
+        let is_input_tracked = input.is_tracked();
+        let (weight, bias) = match affine {
+            Affine::Scale(weight) => (weight, None),
+            Affine::ScaleShift(weight, bias) => (weight, Some(bias)),
+        };
+        let is_weight_tracked = weight.is_tracked();
+        let ((input, i), (weight, w)) = (input.into_parts(), weight.into_parts());
+        let kept = [
+            is_weight_tracked.then(|| input.clone()),
+            is_input_tracked.then(|| weight.clone()),
+        ];
+        match bias {
+            None => record_linear::<B, C, 2>([i, w], kept, input, Affine::Scale(weight)),
+            Some(bias) => {
+                let (bias, b) = bias.into_parts();
+                let affine = Affine::ScaleShift(weight, bias);
+                record_linear::<B, C, 3>([i, w, b], kept, input, affine)
             }
         }
     }

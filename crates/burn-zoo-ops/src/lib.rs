@@ -134,6 +134,24 @@ pub trait TransformerOps: Backend {
         attention::composed_backward::<Self>(query, key, value, bias, saved, grad, scoring)
     }
 
+    /// `x W + b`, see [`linear`].
+    #[fusion(default)]
+    fn affine_map(
+        input: FloatTensor<Self>,
+        #[extension_type] affine: Affine<Self>,
+    ) -> FloatTensor<Self> {
+        match affine {
+            Affine::Scale(weight) => Self::linear(input, weight, None),
+            Affine::ScaleShift(weight, bias) => Self::linear(input, weight, Some(bias)),
+        }
+    }
+
+    /// The gradient of its bias: the sums of everything but the last dimension, `[.., d_output] → [d_output]`.
+    #[fusion(default)]
+    fn affine_map_bias_backward(grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::linear_bias_backward(grad)
+    }
+
     /// An activation, see [`activate`].
     #[fusion(default)]
     fn smooth_activation(input: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self> {
@@ -306,6 +324,40 @@ pub fn attention(
             scoring,
         ),
     )
+}
+
+/// `x W + b`, `[.., d_input] → [.., d_output]`.
+///
+/// # Shapes
+///
+/// - `weight`: `[d_input, d_output]`
+/// - `bias`: `[d_output]`
+///
+/// # Panics
+///
+/// When the shapes do not fit.
+pub fn linear<const D: usize>(
+    input: Tensor<D>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+) -> Tensor<D> {
+    let [d_input, d_output] = weight.dims();
+    assert_eq!(
+        input.dims().last(),
+        Some(&d_input),
+        "linear: the input must have the rows of the weight as its last dimension"
+    );
+    assert!(
+        bias.as_ref().is_none_or(|bias| bias.dims() == [d_output]),
+        "linear: the bias must have the columns of the weight ({d_output})"
+    );
+    Tensor::from_dispatch(<burn::backend::Dispatch as TransformerOps>::affine_map(
+        input.into_dispatch(),
+        match bias {
+            Some(bias) => Affine::ScaleShift(weight.into_dispatch(), bias.into_dispatch()),
+            None => Affine::Scale(weight.into_dispatch()),
+        },
+    ))
 }
 
 /// An activation of each value, `[..] → [..]`, whose gradient keeps the input alone.

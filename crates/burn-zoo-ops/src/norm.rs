@@ -12,7 +12,8 @@ pub enum NormKind {
     Rms,
 }
 
-/// What follows the normalisation: vectors `[d_model]` that are learned.
+/// What is learned of a normalisation, vectors `[d_model]`; or of a linear layer, a matrix `[d_input, d_output]` and a
+/// vector `[d_output]`.
 #[derive(ExtensionType)]
 pub enum Affine<B: Backend> {
     /// Multiply by the weight.

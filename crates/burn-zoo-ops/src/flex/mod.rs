@@ -8,10 +8,14 @@ mod adamw;
 mod attention;
 mod dropout;
 mod likelihood;
+mod linear;
 mod norm;
 mod simd;
 
-use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::backend::{
+    ops::ModuleOps,
+    tensor::{FloatTensor, IntTensor},
+};
 use burn_flex::Flex;
 use simd::are_f32;
 
@@ -69,6 +73,21 @@ impl TransformerOps for Flex {
         let [query, key, value] =
             attention::backward(query, key, value, bias, saved, grad, scoring);
         (query, key, value, output)
+    }
+
+    fn affine_map(input: FloatTensor<Self>, affine: Affine<Self>) -> FloatTensor<Self> {
+        match (are_f32([&input]), affine) {
+            (true, affine) => linear::forward(input, affine),
+            (false, Affine::Scale(weight)) => Self::linear(input, weight, None),
+            (false, Affine::ScaleShift(weight, bias)) => Self::linear(input, weight, Some(bias)),
+        }
+    }
+
+    fn affine_map_bias_backward(grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        match are_f32([&grad]) {
+            true => linear::bias_backward(grad),
+            false => Self::linear_bias_backward(grad),
+        }
     }
 
     fn smooth_activation(input: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self> {
