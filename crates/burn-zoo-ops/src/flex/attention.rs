@@ -37,8 +37,8 @@ impl Matrix {
     }
 
     /// Without the first rows.
-    fn from_row(self, row: usize) -> Self {
-        let values = self.values.wrapping_offset(row as isize * self.strides[0]);
+    fn skip_rows(self, rows: usize) -> Self {
+        let values = self.values.wrapping_offset(rows as isize * self.strides[0]);
         Self { values, ..self }
     }
 
@@ -232,8 +232,8 @@ impl Job {
     unsafe fn multiply(&self, block: &Block, query: Matrix, key: Matrix, scores: &mut [f32]) {
         let (rows, keys) = (block.queries.len(), block.keys.len());
         let scores = Matrix::dense(&mut scores[..rows * keys], keys);
-        let query = query.from_row(block.queries.start);
-        let key = key.from_row(block.keys.start).transposed();
+        let query = query.skip_rows(block.queries.start);
+        let key = key.skip_rows(block.keys.start).transposed();
         // SAFETY: the block lies within the matrices.
         unsafe { product([rows, keys, self.width], scores, false, query, key, 1.0) };
     }
@@ -363,13 +363,13 @@ pub(super) fn forward(
                     statistics: Statistics::New(statistics),
                 });
                 let exponentials = Matrix::dense(scores, keys);
-                let value = value.from_row(block.keys.start);
-                let output = output.from_row(block.queries.start);
+                let value = value.skip_rows(block.keys.start);
+                let output = output.skip_rows(block.queries.start);
                 // SAFETY: no other thread has this head.
                 unsafe {
                     product([rows, width, keys], output, false, exponentials, value, 1.0);
                     for (row, statistics) in statistics.chunks_exact(2).enumerate() {
-                        let row = output.from_row(row).values;
+                        let row = output.skip_rows(row).values;
                         let row = std::slice::from_raw_parts_mut(row, width);
                         row.iter_mut().for_each(|value| *value *= statistics[1]);
                     }
@@ -443,9 +443,9 @@ pub(super) fn backward(
                     unsafe { job.multiply(&block, grad, value, scores) };
                     let left = Matrix::dense(probabilities, keys).transposed();
                     let [grad, query, grad_query] =
-                        [grad, query, grad_query].map(|rows| rows.from_row(block.queries.start));
+                        [grad, query, grad_query].map(|rows| rows.skip_rows(block.queries.start));
                     let [key, grad_key, grad_value] =
-                        [key, grad_key, grad_value].map(|rows| rows.from_row(block.keys.start));
+                        [key, grad_key, grad_value].map(|rows| rows.skip_rows(block.keys.start));
                     // SAFETY: no other thread has heads of this piece.
                     unsafe { product([keys, width, rows], grad_value, true, left, grad, 1.0) };
                     run(ScoreGradients {
