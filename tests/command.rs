@@ -497,7 +497,7 @@ fn the_environment_chooses_a_backend() {
 #[test]
 fn a_sweep_ranks_its_trials_and_trains_none_twice() {
     let bench = Bench::new();
-    let sweep = |more: &[&str]| {
+    let sweep_to = |out: &str, more: &[&str]| {
         let arguments = [
             "sweep",
             "recipe.toml",
@@ -506,14 +506,16 @@ fn a_sweep_ranks_its_trials_and_trains_none_twice() {
             "--backend",
             "flex",
             "--out",
-            "sweep",
+            out,
             "--json",
-            "--vary",
-            "optimizer.learning_rate=1e-2,1e-4",
         ];
         let report = stdout(&mut bench.command(&[&arguments, more].concat()));
         let report: Value = serde_json::from_str(&report).unwrap();
         report["trials"].as_array().unwrap().clone()
+    };
+    let sweep = |more: &[&str]| {
+        let rates = ["--vary", "optimizer.learning_rate=1e-2,1e-4"];
+        sweep_to("sweep", &[&rates, more].concat())
     };
     // The corpus is shorter than the longest window.
     let contexts = ["--vary", "model.gpt.context_length=8,4000"];
@@ -563,29 +565,13 @@ fn a_sweep_ranks_its_trials_and_trains_none_twice() {
 
     // Drawn from a range, the same by the same seed.
     let drawn = |out: &str, seed: &str| {
-        let arguments = [
-            "sweep",
-            "recipe.toml",
-            "--corpus",
-            "corpus.txt",
-            "--backend",
-            "flex",
-            "--json",
-            "--vary",
-            "optimizer.learning_rate=1e-4..1e-2",
-            "--random",
-            "2",
-            "--out",
-            out,
-            "--seed",
-            seed,
-        ];
-        let report: Value = serde_json::from_str(&stdout(&mut bench.command(&arguments))).unwrap();
+        let range = ["--vary", "optimizer.learning_rate=1e-4..1e-2"];
+        let random = ["--random", "2", "--seed", seed];
+        let trials = sweep_to(out, &[&range[..], &random].concat());
         let rate = |trial: &Value| {
             let rate = trial["overrides"]["optimizer.learning_rate"].as_str();
             rate.unwrap().parse::<f64>().unwrap()
         };
-        let trials = report["trials"].as_array().unwrap();
         let mut rates: Vec<f64> = trials.iter().map(rate).collect();
         rates.sort_by(f64::total_cmp);
         rates

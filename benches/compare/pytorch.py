@@ -1,6 +1,6 @@
 """PyTorch's side of `burn-zoo bench`: the same work by `torch`, `transformers` and `sentence-transformers`.
 
-    pytorch.py train [--n-layers N …] | train --bert | generate | encode DIR TEXT
+    pytorch.py train [--n-layers N …] | train --bert | generate | encode DIR --text FILE
 
 Prints JSON with the fields that `burn-zoo bench … --json` gives the same things.
 """

@@ -59,6 +59,7 @@ mod flex;
 #[cfg(feature = "libtorch")]
 pub mod libtorch;
 mod likelihood;
+mod linear;
 mod norm;
 
 pub use activation::Activation;
@@ -140,10 +141,7 @@ pub trait TransformerOps: Backend {
         input: FloatTensor<Self>,
         #[extension_type] affine: Affine<Self>,
     ) -> FloatTensor<Self> {
-        match affine {
-            Affine::Scale(weight) => Self::linear(input, weight, None),
-            Affine::ScaleShift(weight, bias) => Self::linear(input, weight, Some(bias)),
-        }
+        linear::composed::<Self>(input, affine)
     }
 
     /// The gradient of its bias: the sums of everything but the last dimension, `[.., d_output] → [d_output]`.

@@ -9,89 +9,16 @@ use std::ops::Range;
 use burn::backend::tensor::FloatTensor;
 use burn::tensor::Shape;
 use burn_flex::{Flex, FlexTensor};
-use gemm::{Parallelism, gemm};
+use gemm::Parallelism::None as OneThread;
 use macerator::Simd;
 use rayon::prelude::*;
 
+use super::product::{Matrix, product};
 use super::simd::{Kernel, contiguous, exp, largest, mul_add, run, sum, tensor};
 use crate::{ScoreBias, Scoring};
 
 /// How many queries are worked on at once.
 const BLOCK: usize = 64;
-
-/// A matrix somewhere in memory.
-#[derive(Clone, Copy)]
-struct Matrix {
-    values: *mut f32,
-    /// From one to the next row and column.
-    strides: [isize; 2],
-}
-
-impl Matrix {
-    /// Rows side by side.
-    fn dense(values: &mut [f32], width: usize) -> Self {
-        Self {
-            values: values.as_mut_ptr(),
-            strides: [width as isize, 1],
-        }
-    }
-
-    /// Without the first rows.
-    fn skip_rows(self, rows: usize) -> Self {
-        let values = self.values.wrapping_offset(rows as isize * self.strides[0]);
-        Self { values, ..self }
-    }
-
-    fn transposed(self) -> Self {
-        let [row, column] = self.strides;
-        Self {
-            strides: [column, row],
-            ..self
-        }
-    }
-}
-
-/// `target = [target +] scale · left · right` of sizes `[m, k]` and `[k, n]`.
-///
-/// # Safety
-///
-/// The matrices have these sizes, and nobody else uses the target.
-unsafe fn product(
-    [m, n, k]: [usize; 3],
-    target: Matrix,
-    is_added: bool,
-    left: Matrix,
-    right: Matrix,
-    scale: f32,
-) {
-    let parallelism = Parallelism::None;
-    let ([target_row, target_column], [left_row, left_column], [right_row, right_column]) =
-        (target.strides, left.strides, right.strides);
-    // SAFETY: as promised.
-    unsafe {
-        gemm(
-            m,
-            n,
-            k,
-            target.values,
-            target_column,
-            target_row,
-            is_added,
-            left.values,
-            left_column,
-            left_row,
-            right.values,
-            right_column,
-            right_row,
-            1.0,
-            scale,
-            false,
-            false,
-            false,
-            parallelism,
-        );
-    }
-}
 
 /// A tensor `[batch, heads, seq, head_dim]` as a matrix for each head.
 struct Heads {
@@ -235,7 +162,16 @@ impl Job {
         let query = query.skip_rows(block.queries.start);
         let key = key.skip_rows(block.keys.start).transposed();
         // SAFETY: the block lies within the matrices.
-        unsafe { product([rows, keys, self.width], scores, false, query, key, 1.0) };
+        unsafe {
+            product(
+                [rows, keys, self.width],
+                scores,
+                false,
+                query,
+                key,
+                OneThread,
+            )
+        };
     }
 }
 
@@ -367,7 +303,14 @@ pub(super) fn forward(
                 let output = output.skip_rows(block.queries.start);
                 // SAFETY: no other thread has this head.
                 unsafe {
-                    product([rows, width, keys], output, false, exponentials, value, 1.0);
+                    product(
+                        [rows, width, keys],
+                        output,
+                        false,
+                        exponentials,
+                        value,
+                        OneThread,
+                    );
                     for (row, statistics) in statistics.chunks_exact(2).enumerate() {
                         let row = output.skip_rows(row).values;
                         let row = std::slice::from_raw_parts_mut(row, width);
@@ -447,7 +390,9 @@ pub(super) fn backward(
                     let [key, grad_key, grad_value] =
                         [key, grad_key, grad_value].map(|rows| rows.skip_rows(block.keys.start));
                     // SAFETY: no other thread has heads of this piece.
-                    unsafe { product([keys, width, rows], grad_value, true, left, grad, 1.0) };
+                    unsafe {
+                        product([keys, width, rows], grad_value, true, left, grad, OneThread)
+                    };
                     run(ScoreGradients {
                         probabilities: &probabilities[..rows * keys],
                         grad: &mut scores[..rows * keys],
@@ -457,9 +402,23 @@ pub(super) fn backward(
                     let scores = Matrix::dense(scores, keys);
                     // SAFETY: as above.
                     unsafe {
-                        product([rows, width, keys], grad_query, false, scores, key, 1.0);
+                        product(
+                            [rows, width, keys],
+                            grad_query,
+                            false,
+                            scores,
+                            key,
+                            OneThread,
+                        );
                         let scores = scores.transposed();
-                        product([keys, width, rows], grad_key, true, scores, query, 1.0);
+                        product(
+                            [keys, width, rows],
+                            grad_key,
+                            true,
+                            scores,
+                            query,
+                            OneThread,
+                        );
                     }
                 }
             }

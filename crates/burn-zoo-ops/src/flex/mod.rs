@@ -10,6 +10,7 @@ mod dropout;
 mod likelihood;
 mod linear;
 mod norm;
+mod product;
 mod simd;
 
 use burn::backend::{
@@ -76,10 +77,9 @@ impl TransformerOps for Flex {
     }
 
     fn affine_map(input: FloatTensor<Self>, affine: Affine<Self>) -> FloatTensor<Self> {
-        match (are_f32([&input]), affine) {
-            (true, affine) => linear::forward(input, affine),
-            (false, Affine::Scale(weight)) => Self::linear(input, weight, None),
-            (false, Affine::ScaleShift(weight, bias)) => Self::linear(input, weight, Some(bias)),
+        match are_f32([&input]) {
+            true => linear::forward(input, affine),
+            false => crate::linear::composed::<Self>(input, affine),
         }
     }
 

@@ -8,7 +8,9 @@ use burn_flex::{Flex, FlexTensor};
 use macerator::Simd;
 use rayon::prelude::*;
 
-use super::simd::{Kernel, chunk_length, contiguous, mul_add, owned, run, sum, tensor};
+use super::simd::{
+    Kernel, add_up, chunk_length, contiguous, mul_add, owned, run, sum, summing_length, tensor,
+};
 use crate::{Affine, NormKind};
 
 /// Rows of the input, of the output, and two numbers for each of them.
@@ -159,9 +161,7 @@ pub(super) fn backward(
     let statistics = statistics.storage::<f32>();
     let mut grad = owned(grad);
     let width = weight.len();
-    // Each piece sums as many numbers as a row has, so there are not many, however wide rows are.
-    let rows = (input.len() / width.max(1)).div_ceil(32);
-    let length = chunk_length(input.len(), width).max(rows * width);
+    let length = summing_length(input.len(), width);
     let parts: Vec<[Vec<f32>; 2]> = input
         .par_chunks(length)
         .zip(grad.storage_mut::<f32>().par_chunks_mut(length))
@@ -176,16 +176,9 @@ pub(super) fn backward(
             })
         })
         .collect();
-    // In their order, so that the sum is always the same.
     let [of_weight, of_bias] = [0, 1].map(|which| {
-        let mut total = vec![0.0; width];
-        for part in &parts {
-            total
-                .iter_mut()
-                .zip(&part[which])
-                .for_each(|(total, part)| *total += part);
-        }
-        tensor(total, of_vector.clone())
+        let parts = parts.iter().map(|part| &part[which]);
+        tensor(add_up(width, parts), of_vector.clone())
     });
     (grad, of_weight, of_bias)
 }

@@ -269,6 +269,25 @@ pub(super) fn chunk_length(length: usize, row: usize) -> usize {
     }
 }
 
+/// How many of `length` values, whole rows of `row`, one thread takes at a time of rows whose sum it makes. There are not
+/// many pieces, however wide rows are, and each sums at least as many rows.
+pub(super) fn summing_length(length: usize, row: usize) -> usize {
+    let rows = (length / row.max(1)).div_ceil(32);
+    chunk_length(length, row).max(rows * row)
+}
+
+/// The sum of vectors of a width, in their order, so that it is always the same.
+pub(super) fn add_up<'a>(width: usize, parts: impl IntoIterator<Item = &'a Vec<f32>>) -> Vec<f32> {
+    let mut total = vec![0.0; width];
+    for part in parts {
+        total
+            .iter_mut()
+            .zip(part)
+            .for_each(|(total, part)| *total += part);
+    }
+    total
+}
+
 /// Whether all are of 32-bit floats, for which these kernels are.
 pub(super) fn are_f32<const N: usize>(tensors: [&FlexTensor; N]) -> bool {
     tensors.iter().all(|tensor| tensor.dtype() == DType::F32)

@@ -2,7 +2,6 @@
 
 use std::time::Instant;
 
-use burn::tensor::Device;
 use burn_zoo_infer::{
     generate::{GenerateError, Generator},
     sampling::SamplingConfig,
@@ -81,18 +80,4 @@ pub fn generate(
         peak_memory_bytes,
         rounds,
     })
-}
-
-/// A model of these sizes with random weights.
-///
-/// # Errors
-///
-/// When sizes do not fit together.
-pub fn random_model(
-    config: &TransformerConfig,
-    device: &Device,
-) -> Result<Transformer, burn_zoo_nn::ConfigError> {
-    config.validate()?;
-    burn_zoo_nn::init::seed(super::SEED);
-    Ok(config.init(device))
 }

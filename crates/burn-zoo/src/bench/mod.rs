@@ -9,11 +9,28 @@ use std::ops::Range;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use burn::tensor::Device;
+use burn_zoo_nn::{ConfigError, Transformer, TransformerConfig, init};
+
 pub use encode::{EncodeTimes, encode};
-pub use generate::{GenerateTimes, generate, random_model};
+pub use generate::{GenerateTimes, generate};
 pub use train::{Parts, TrainBench, TrainTimes};
 
 const SEED: u64 = 1337;
+
+/// A model of these sizes with random weights, the same on every call.
+///
+/// # Errors
+///
+/// When sizes do not fit together.
+pub fn random_model(
+    config: &TransformerConfig,
+    device: &Device,
+) -> Result<Transformer, ConfigError> {
+    config.validate()?;
+    init::seed(SEED);
+    Ok(config.init(device))
+}
 
 /// Tokens that look random, the same on every call.
 fn tokens(range: Range<usize>, vocab_size: usize) -> Vec<u32> {

@@ -6,7 +6,7 @@ use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use burn_zoo_data::windows::{NOT_ASKED, TokenBatch};
-use burn_zoo_nn::{ConfigError, Transformer, TransformerConfig, init};
+use burn_zoo_nn::{ConfigError, Transformer, TransformerConfig};
 use burn_zoo_train::{
     Learner, flops, memory,
     objective::{LanguageModeling, StepConfig, Trainee},
@@ -15,7 +15,7 @@ use burn_zoo_train::{
 };
 use serde::Serialize;
 
-use super::{SEED, median_ms, tokens};
+use super::{median_ms, random_model, tokens};
 
 /// Real training steps of a language model on random tokens: forward pass, loss, gradients, clipping, AdamW.
 ///
@@ -81,7 +81,6 @@ impl TrainBench {
         [batch_size, seq]: [usize; 2],
         device: &Device,
     ) -> Result<Self, ConfigError> {
-        model.validate()?;
         if model.head.language().is_none() || model.encoder.is_some() {
             let problem = "must score tokens, and belong to a decoder or an encoder alone";
             return Err(ConfigError::new("head", problem));
@@ -90,8 +89,7 @@ impl TrainBench {
             let problem = format!("must be from 1 to {}, got {seq}", model.context_length());
             return Err(ConfigError::new("seq", problem));
         }
-        init::seed(SEED);
-        let transformer = model.clone().with_dropout(0.0).init(device);
+        let transformer = random_model(&model.clone().with_dropout(0.0), device)?;
         let is_decoder = transformer.is_decoder();
         let optimizer = OptimizerConfig {
             clip_norm: Some(1.0),

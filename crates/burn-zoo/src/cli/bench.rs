@@ -59,6 +59,16 @@ impl ModelArguments {
     }
 }
 
+/// Where to measure, and how to say what was found.
+#[derive(clap::Args)]
+struct CommonArguments {
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    backend: BackendArgument,
+}
+
 #[derive(clap::Args)]
 pub struct TrainArguments {
     #[command(flatten)]
@@ -75,11 +85,8 @@ pub struct TrainArguments {
     /// Steps to run first.
     #[arg(long, value_name = "N", default_value_t = 10)]
     warmup: u32,
-    /// Print JSON.
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    backend: BackendArgument,
+    common: CommonArguments,
 }
 
 #[derive(clap::Args)]
@@ -96,11 +103,8 @@ pub struct GenerateArguments {
     /// Rounds to measure, after the first.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
-    /// Print JSON.
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    backend: BackendArgument,
+    common: CommonArguments,
 }
 
 #[derive(clap::Args)]
@@ -116,11 +120,8 @@ pub struct EncodeArguments {
     /// Rounds to measure, after the first.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
-    /// Print JSON.
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    backend: BackendArgument,
+    common: CommonArguments,
 }
 
 #[derive(Serialize)]
@@ -166,7 +167,7 @@ pub fn run(command: &Command) -> Result<End> {
 
 fn train(arguments: &TrainArguments) -> Result<End> {
     let config = arguments.model.config(arguments.context_length)?;
-    let found = arguments.backend.find()?;
+    let found = arguments.common.backend.find()?;
     let sizes = [arguments.batch_size as usize, arguments.context_length];
     let mut bench = TrainBench::new(&config, sizes, &found.device)?;
     let (warmup, steps) = (arguments.warmup as usize, arguments.steps as usize);
@@ -174,40 +175,45 @@ fn train(arguments: &TrainArguments) -> Result<End> {
     bar.set_length((warmup + 2 * steps) as u64);
     let times = bench.measure(warmup, steps, || bar.inc(1));
     bar.finish_and_clear();
-    print(arguments.json, found.name, times, |times: &TrainTimes| {
-        vec![
-            ("parameters", times.parameters.to_string()),
-            (
-                "step",
-                format!(
-                    "{:.2} ms (median of {}; shortest {:.2})",
-                    times.step_ms, times.steps, times.min_step_ms
+    print(
+        arguments.common.json,
+        found.name,
+        times,
+        |times: &TrainTimes| {
+            vec![
+                ("parameters", times.parameters.to_string()),
+                (
+                    "step",
+                    format!(
+                        "{:.2} ms (median of {}; shortest {:.2})",
+                        times.step_ms, times.steps, times.min_step_ms
+                    ),
                 ),
-            ),
-            ("  forward", format!("{:.2} ms", times.forward_ms)),
-            ("  backward", format!("{:.2} ms", times.backward_ms)),
-            ("  optimizer", format!("{:.2} ms", times.optimizer_ms)),
-            (
-                "tokens per second",
-                format!("{:.0}", times.tokens_per_second),
-            ),
-            (
-                "model operations",
-                format!(
-                    "{:.1} GFLOP/s, {:.1} % of the matrix product's {:.1}",
-                    times.gflops,
-                    100.0 * times.mfu,
-                    times.peak_gflops
+                ("  forward", format!("{:.2} ms", times.forward_ms)),
+                ("  backward", format!("{:.2} ms", times.backward_ms)),
+                ("  optimizer", format!("{:.2} ms", times.optimizer_ms)),
+                (
+                    "tokens per second",
+                    format!("{:.0}", times.tokens_per_second),
                 ),
-            ),
-            ("peak memory", megabytes(times.peak_memory_bytes)),
-        ]
-    })
+                (
+                    "model operations",
+                    format!(
+                        "{:.1} GFLOP/s, {:.1} % of the matrix product's {:.1}",
+                        times.gflops,
+                        100.0 * times.mfu,
+                        times.peak_gflops
+                    ),
+                ),
+                ("peak memory", megabytes(times.peak_memory_bytes)),
+            ]
+        },
+    )
 }
 
 fn generate(arguments: &GenerateArguments) -> Result<End> {
     let sizes = [arguments.prompt_tokens, arguments.new_tokens].map(|tokens| tokens as usize);
-    let found = arguments.backend.find()?;
+    let found = arguments.common.backend.find()?;
     let (model, config) = match &arguments.directory {
         Some(path) => {
             let (model, architecture) = directory::load(path, &found.device)?;
@@ -224,7 +230,7 @@ fn generate(arguments: &GenerateArguments) -> Result<End> {
     let times = bench::generate(&model, &config, sizes, rounds, || bar.inc(1))?;
     bar.finish_and_clear();
     print(
-        arguments.json,
+        arguments.common.json,
         found.name,
         times,
         |times: &GenerateTimes| {
@@ -266,22 +272,27 @@ fn encode(arguments: &EncodeArguments) -> Result<End> {
     if sentences.is_empty() {
         return Err("there are no sentences: give a --text that has lines".into());
     }
-    let found = arguments.backend.find()?;
+    let found = arguments.common.backend.find()?;
     let encoder = SentenceEncoder::load(&arguments.directory, &found.device)?;
     let bar = progress_bar();
     bar.set_length(u64::from(arguments.rounds) + 1);
     let rounds = arguments.rounds as usize;
     let times = bench::encode(&encoder, &sentences, rounds, || bar.inc(1))?;
     bar.finish_and_clear();
-    print(arguments.json, found.name, times, |times: &EncodeTimes| {
-        vec![
-            ("sentences", times.sentences.to_string()),
-            (
-                "whole",
-                format!("{:.2} ms (median of {})", times.total_ms, times.rounds),
-            ),
-            ("per second", format!("{:.1}", times.sentences_per_second)),
-            ("peak memory", megabytes(times.peak_memory_bytes)),
-        ]
-    })
+    print(
+        arguments.common.json,
+        found.name,
+        times,
+        |times: &EncodeTimes| {
+            vec![
+                ("sentences", times.sentences.to_string()),
+                (
+                    "whole",
+                    format!("{:.2} ms (median of {})", times.total_ms, times.rounds),
+                ),
+                ("per second", format!("{:.1}", times.sentences_per_second)),
+                ("peak memory", megabytes(times.peak_memory_bytes)),
+            ]
+        },
+    )
 }
