@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::scan::{count_characters, split_whitespace};
 use super::{Outcome, Problem};
 
 /// What a document of good quality looks like. The defaults are the paper's.
@@ -78,9 +79,9 @@ impl GopherConfig {
         let (mut words, mut characters, mut alphabetic) = (0usize, 0usize, 0usize);
         let mut missing: Vec<&str> = self.stop_words.iter().map(String::as_str).collect();
         let needed = self.stop_words.len() - self.min_stop_words;
-        for word in text.split_whitespace() {
+        for word in split_whitespace(text) {
             words += 1;
-            characters += word.chars().count();
+            characters += count_characters(word);
             alphabetic += usize::from(word.chars().any(char::is_alphabetic));
             if missing.len() > needed {
                 let bare = word.trim_matches(|c: char| !c.is_alphanumeric());

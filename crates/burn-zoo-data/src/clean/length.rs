@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::scan::split_whitespace;
 use super::{Outcome, Problem};
 
 /// The shortest and the longest document that is kept. Words are separated by white space. What
@@ -38,7 +39,7 @@ impl LengthConfig {
 
     pub(super) fn judge(&self, text: &str) -> Outcome {
         let characters = || text.chars().count();
-        let words = || text.split_whitespace().count();
+        let words = || split_whitespace(text).count();
         outside(
             self.min_characters,
             self.max_characters,

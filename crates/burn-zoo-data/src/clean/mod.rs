@@ -13,6 +13,7 @@ mod minhash;
 mod normalise;
 mod repetition;
 mod report;
+mod scan;
 mod stop_words;
 mod words;
 

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::hash::{HashMap, HashSet};
+use super::scan::{count_characters, split_whitespace};
 use super::{Outcome, Problem};
 
 /// How much of a document may repeat itself, as fractions. The defaults are the paper's.
@@ -140,7 +141,7 @@ impl Duplicated {
         let (mut all, mut all_characters) = (0usize, 0usize);
         let (mut duplicates, mut characters) = (0usize, 0usize);
         for part in parts.map(str::trim).filter(|part| !part.is_empty()) {
-            let length = part.chars().count();
+            let length = count_characters(part);
             all += 1;
             all_characters += length;
             if !seen.insert(part) {
@@ -184,13 +185,9 @@ impl NGrams {
         let mut words = Vec::new();
         let mut before = vec![0];
         let mut characters = 0;
-        let length = match text.is_ascii() {
-            true => str::len,
-            false => |word: &str| word.chars().count(),
-        };
-        for word in text.split_whitespace() {
+        for word in split_whitespace(text) {
             words.push(count(&mut seen, &mut counts, word));
-            characters += length(word);
+            characters += count_characters(word);
             before.push(characters);
         }
         let mut n_grams = Self {
@@ -331,6 +328,22 @@ mod tests {
                 prop_assert!((n_grams.top() - top).abs() < 1e-12, "{n}: {top}");
                 prop_assert!((n_grams.duplicated() - duplicated).abs() < 1e-12, "{n}");
             }
+        }
+
+        #[test]
+        fn no_limit_is_overlooked(
+            words in prop::collection::vec("a|b|ab|é|ccc|dd|e|ff", 0..40),
+            limit in 0.0..0.6,
+        ) {
+            let config = RepetitionConfig {
+                top_n_gram_characters: [limit; 3],
+                duplicate_n_gram_characters: [limit; 6],
+                ..RepetitionConfig::default()
+            };
+            let text = words.join(" ");
+            let top = (2..5).any(|n| brute_force(&text, n).0 > limit);
+            let duplicated = (5..11).any(|n| brute_force(&text, n).1 > limit);
+            prop_assert_eq!(config.repeated_n_grams(&text).is_some(), top || duplicated);
         }
     }
 

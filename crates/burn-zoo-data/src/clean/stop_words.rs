@@ -2,6 +2,7 @@
 
 use super::hash::HashSet;
 use super::language::Code;
+use super::scan::find_from;
 use super::{Outcome, Problem};
 
 /// The stop words of a language, as the `stop-words` crate lists them (stopwords-iso).
@@ -32,9 +33,12 @@ impl StopWords {
         let mut left = String::new();
         let mut lower = String::new();
         let (mut copied, mut at) = (0, 0);
-        while let Some(separator) = text[at..].find(char::is_alphanumeric) {
-            let start = at + separator;
+        loop {
+            let start = find_from(text, at, char::is_alphanumeric);
             let word = first_word(&text[start..]);
+            if word.is_empty() {
+                break;
+            }
             at = start + word.len();
             if !self.contains(word, &mut lower) {
                 continue;
@@ -77,9 +81,8 @@ fn is_space(character: char) -> bool {
 /// The word that the text starts with.
 fn first_word(text: &str) -> &str {
     let is_apostrophe = |character| matches!(character, '\'' | '’');
-    let end = text
-        .find(|character: char| !character.is_alphanumeric() && !is_apostrophe(character))
-        .unwrap_or(text.len());
+    let is_other = |character: char| !character.is_alphanumeric() && !is_apostrophe(character);
+    let end = find_from(text, 0, is_other);
     text[..end].trim_end_matches(is_apostrophe)
 }
 

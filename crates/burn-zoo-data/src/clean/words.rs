@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 
 use super::hash::{hash_bytes, mix};
+use super::scan::find_from;
 
 /// A hash and the bytes of the text that it stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,21 +38,8 @@ impl<'a> Words<'a> {
     /// Goes to where the next word starts.
     #[inline]
     fn skip_separators(&mut self) -> Option<()> {
-        loop {
-            let byte = *self.text.as_bytes().get(self.at)?;
-            if byte.is_ascii_alphanumeric() {
-                return Some(());
-            }
-            if byte.is_ascii() {
-                self.at += 1;
-                continue;
-            }
-            let character = self.character()?;
-            if character.is_alphanumeric() {
-                return Some(());
-            }
-            self.at += character.len_utf8();
-        }
+        self.at = find_from(self.text, self.at, char::is_alphanumeric);
+        (self.at < self.text.len()).then_some(())
     }
 
     /// The hash of the word that starts here, not all ASCII, of which it goes to the end.
