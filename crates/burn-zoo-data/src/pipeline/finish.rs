@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::parts::{PartInfo, Parts, Unit, read_json, write_json};
 use super::{DataRecipe, PipelineError, Progress, REPORT, Stage, TOKENIZER, TOKENS};
 use crate::clean::{Cleaner, Duplicates, Place, Report, Verdict, Verdicts, find_duplicates};
+use crate::document::Document;
 use crate::shards::{
     DType, INDEX, Index, ShardBuilder, Shards, Split, TokenizerInfo, tidy, uniform, write_index,
 };
@@ -269,11 +270,19 @@ impl Finish<'_> {
         let dtype = self.recipe.pack.dtype.unwrap_or(smallest);
         self.each_unit(|number| {
             if !ShardBuilder::is_written(&folder, number) {
-                let (splits, texts) = self.texts(self.units[number])?;
                 let mut shard = ShardBuilder::new(dtype, info.vocab_size)?;
-                for (split, mut tokens) in splits.into_iter().zip(tokenizer.encode_batch(&texts)?) {
-                    tokens.extend(info.end_token);
-                    shard.push(split, &tokens)?;
+                let mut kept = self.parts.kept(self.units[number])?;
+                loop {
+                    let (splits, texts) = next_texts(&mut kept, ENCODED_AT_ONCE)?;
+                    if texts.is_empty() {
+                        break;
+                    }
+                    for (split, mut tokens) in
+                        splits.into_iter().zip(tokenizer.encode_batch(&texts)?)
+                    {
+                        tokens.extend(info.end_token);
+                        shard.push(split, &tokens)?;
+                    }
                 }
                 shard.write(&folder, number)?;
             }
@@ -281,13 +290,6 @@ impl Finish<'_> {
             Ok(())
         })?;
         Ok(write_index(&folder, self.units.len(), dtype, &info)?)
-    }
-
-    /// The documents of a part that stay.
-    fn texts(&self, unit: Unit) -> Result<(Vec<Split>, Vec<String>), PipelineError> {
-        let kept = self.parts.kept(unit)?;
-        kept.map(|document| document.map(|(split, document)| (split, document.text)))
-            .collect()
     }
 
     /// Does something for each unit, as many at a time as there are threads and the memory holds.
@@ -323,6 +325,25 @@ impl Finish<'_> {
         results.sort_by_key(|(number, _)| *number);
         results.into_iter().map(|(_, result)| result).collect()
     }
+}
+
+/// Bytes of text whose tokens are in memory beside those of their shard: they take several times as much.
+const ENCODED_AT_ONCE: usize = 1 << 20;
+
+/// The next documents, until they have so many bytes.
+fn next_texts(
+    kept: &mut impl Iterator<Item = Result<(Split, Document), PipelineError>>,
+    bytes: usize,
+) -> Result<(Vec<Split>, Vec<String>), PipelineError> {
+    let (mut splits, mut texts, mut left) = (Vec::new(), Vec::new(), bytes);
+    while left > 0
+        && let Some((split, document)) = kept.next().transpose()?
+    {
+        left = left.saturating_sub(document.text.len().max(1));
+        splits.push(split);
+        texts.push(document.text);
+    }
+    Ok((splits, texts))
 }
 
 /// Documents are drawn for the tokenizer's sample by another hash than for splits.
