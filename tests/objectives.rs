@@ -14,8 +14,8 @@ use burn_zoo::{
         shards::TokenSource,
         vocabulary::{TokenKind, Vocabulary},
         windows::{
-            Corruption, Infilling, InfillingMarks, Masking, NOT_ASKED, Noise, Order, Prediction,
-            Splits, StepShape, TokenBatch, Windows,
+            Asked, Corruption, Infilling, InfillingMarks, Masking, NOT_ASKED, Noise, Order,
+            Prediction, Splits, StepShape, TokenBatch, Windows,
         },
     },
     models::{directory, family::Architecture},
@@ -236,6 +236,13 @@ fn doubled(matrix: Tensor<2, Int>, fill: i64) -> Tensor<2, Int> {
     Tensor::cat(vec![matrix, more], 1)
 }
 
+/// Where targets ask for something.
+fn asked(targets: Tensor<2, Int>) -> Asked {
+    let ([_, seq], device) = (targets.dims(), targets.device());
+    let targets: Vec<i32> = integers(targets).into_iter().map(|id| id as i32).collect();
+    Asked::new(targets.chunks(seq), &device)
+}
+
 fn doubled_inputs(inputs: Inputs, padding: i64) -> Inputs {
     let real: Tensor<2, Int> = match inputs.visible {
         Some(visible) => visible.int(),
@@ -274,6 +281,7 @@ fn doubling_the_padding_of_pairs_changes_nothing() {
     );
     let padded = PairBatch {
         inputs: doubled_inputs(batch.inputs.clone(), 43),
+        asked: asked(doubled(batch.targets.clone(), NOT_ASKED.into())),
         targets: doubled(batch.targets.clone(), NOT_ASKED.into()),
         ..batch.clone()
     };
@@ -291,17 +299,17 @@ fn doubling_the_padding_of_windows_changes_nothing() {
     ];
     for (what, model, prediction, context) in cases {
         let batch = windows(prediction, context, &device);
-        let n_asked = batch.n_predictions();
         if what == "infilled" {
             assert!(
                 batch.inputs.visible.is_some(),
                 "no window is shorter than another"
             );
         }
+        let targets = doubled(batch.targets.clone(), NOT_ASKED.into());
         let padded = TokenBatch::new(
             doubled_inputs(batch.inputs.clone(), 44),
-            doubled(batch.targets.clone(), NOT_ASKED.into()),
-            Some(n_asked),
+            targets.clone(),
+            Some(asked(targets)),
         );
         let expected = learn(model.clone(), LanguageModeling, batch);
         assert_same(learn(model, LanguageModeling, padded), expected, what);
@@ -333,7 +341,7 @@ fn the_loss_of_pairs_is_that_of_tokens_and_relations() {
         panic!("a BERT for pre-training gives both");
     };
     let tokens = costs(values(logits), &integers(batch.targets.clone()));
-    assert_eq!(tokens.len(), batch.n_asked);
+    assert_eq!(tokens.len(), batch.asked.n);
     let labels = integers(batch.relations.clone());
     // Both kinds of pairs are there.
     assert!(labels.contains(&0) && labels.contains(&1), "{labels:?}");
@@ -361,6 +369,46 @@ fn the_loss_of_a_decoder_is_that_of_what_it_writes() {
     let expected = mean(costs(values(logits), &targets));
     let (loss, _) = learn(model, LanguageModeling, batch);
     assert!((loss - expected).abs() < 1e-5, "{loss}, {expected}");
+}
+
+#[test]
+fn a_smoothed_loss_spreads_a_share_over_all_tokens() {
+    let device = processor().autodiff();
+    let model = bert(&device);
+    let batch = windows(Prediction::Masked(masking()), 20, &device);
+    let HeadOutput::Pretraining(logits, _) = model.outputs(batch.inputs.clone()).head else {
+        panic!("a BERT for pre-training scores the vocabulary");
+    };
+    let (logits, targets) = (values(logits), integers(batch.targets.clone()));
+    let plain = mean(costs(logits.clone(), &targets));
+    let each = (0..VOCAB_SIZE as i64).map(|token| {
+        let asked = targets
+            .iter()
+            .map(|&target| if target < 0 { -1 } else { token });
+        mean(costs(logits.clone(), &asked.collect::<Vec<_>>()))
+    });
+    let expected = 0.9 * plain + 0.1 * mean(each.collect());
+    let smoothed = StepConfig {
+        label_smoothing: 0.1,
+        ..StepConfig::default()
+    };
+    for (config, expected) in [(StepConfig::default(), plain), (smoothed, expected)] {
+        let trainee = Trainee::new(model.clone(), LanguageModeling, config);
+        let loss = values(trainee.loss(&batch).mean)[0];
+        assert!((loss - expected).abs() < 1e-5, "{loss}, {expected}");
+    }
+}
+
+#[test]
+fn a_batch_that_asks_nothing_costs_nothing() {
+    let device = processor().autodiff();
+    let batch = windows(Prediction::Masked(masking()), 20, &device);
+    let targets = batch.targets.full_like(NOT_ASKED);
+    let batch = TokenBatch::new(batch.inputs, targets.clone(), Some(asked(targets)));
+    assert_eq!(batch.n_predictions(), 0);
+    let (loss, gradients) = learn(bert(&device), LanguageModeling, batch);
+    assert_eq!(loss, 0.0);
+    assert!(gradients.iter().all(|&gradient| gradient == 0.0));
 }
 
 /// One long blank at the end is what generation meets: a prefix, and what follows it.
@@ -471,7 +519,7 @@ fn packed_documents_train_as_each_alone() {
 
         let mut expected = (0.0, Vec::new());
         let n_asked: usize = lengths.iter().map(|length| length - 1).sum();
-        assert_eq!(packed.n_asked, Some(n_asked));
+        assert_eq!(packed.n_predictions(), n_asked);
         for document in documents.iter().filter(|document| document.len() > 1) {
             let row = |tokens: &[u32]| {
                 let tokens: Vec<i64> = tokens.iter().map(|&token| token.into()).collect();

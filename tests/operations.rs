@@ -5,8 +5,8 @@ mod common;
 
 use burn::tensor::{Device, FloatDType, Int, Tensor, activation};
 use burn_zoo::ops::{
-    Activation, AdamWStep, AttentionMask, NormKind, Scoring, activate, adamw, attention, dropout,
-    linear, negative_log_likelihood, normalize,
+    Activation, AdamWStep, AttentionMask, ClassLoss, NormKind, Scoring, activate, adamw, attention,
+    dropout, linear, negative_log_likelihood, normalize, projected_loss,
 };
 use common::{
     assert_close, data, devices, normal, normal_density, normal_distribution, processor, values,
@@ -605,6 +605,167 @@ fn likelihoods_are_right_on_every_backend() {
     }
 }
 
+/// A linear layer whose outputs are the logits of a loss.
+#[derive(Clone, Copy, Debug)]
+struct Projection {
+    rows: usize,
+    d_model: usize,
+    n_classes: usize,
+    /// Whether the weight lies in memory as an embedding does, `[n_classes, d_model]`.
+    tied: bool,
+    bias: bool,
+    smoothing: f64,
+    /// What the loss is multiplied by after it was computed.
+    upstream: f64,
+}
+
+/// The loss and its gradients against the closed form in 64-bit floats.
+fn check_projected_loss(sizes: Projection, device: &Device, name: &str) {
+    let Projection {
+        rows,
+        d_model,
+        n_classes,
+        ..
+    } = sizes;
+    let what = format!("{name}, {sizes:?}");
+    let (x, w) = (normal(1, rows * d_model), normal(2, d_model * n_classes));
+    let b = match sizes.bias {
+        true => normal(3, n_classes),
+        false => vec![0.0; n_classes],
+    };
+    let classes: Vec<usize> = (0..rows).map(|row| row * 31 % n_classes).collect();
+    let scale = 1.0 / (rows + 1) as f64;
+
+    let mut loss = 0.0;
+    let mut grads = [x.clone(), w.clone(), b.clone()].map(|values| vec![0.0; values.len()]);
+    for (row, &class) in classes.iter().enumerate() {
+        let x = &x[row * d_model..][..d_model];
+        let logits: Vec<f64> = (0..n_classes)
+            .map(|column| {
+                let terms = x.iter().enumerate();
+                let terms = terms.map(|(i, x)| x * w[i * n_classes + column]);
+                b[column] + terms.sum::<f64>()
+            })
+            .collect();
+        let total: f64 = logits.iter().map(|logit| logit.exp()).sum();
+        for (column, logit) in logits.iter().enumerate() {
+            let hard = if column == class {
+                1.0 - sizes.smoothing
+            } else {
+                0.0
+            };
+            let wanted = hard + sizes.smoothing / n_classes as f64;
+            loss += scale * wanted * (total.ln() - logit);
+            let grad = sizes.upstream * scale * (logit.exp() / total - wanted);
+            for (i, x) in x.iter().enumerate() {
+                grads[0][row * d_model + i] += grad * w[i * n_classes + column];
+                grads[1][i * n_classes + column] += grad * x;
+            }
+            grads[2][column] += grad;
+        }
+    }
+
+    let tracked = device.clone().autodiff();
+    let run = |device: &Device, is_tracked: bool| {
+        fn tracked<const D: usize>(tensor: Tensor<D>, is_tracked: bool) -> Tensor<D> {
+            if is_tracked {
+                tensor.require_grad()
+            } else {
+                tensor
+            }
+        }
+        let input = Tensor::<2>::from_data(data(&x, [rows, d_model]), device);
+        let input = tracked(input, is_tracked);
+        let weight = Tensor::<2>::from_data(data(&w, [d_model, n_classes]), device);
+        // Copied, so that it lies across.
+        let weight = if sizes.tied {
+            weight.transpose() * 1.0
+        } else {
+            weight
+        };
+        let weight = tracked(weight, is_tracked);
+        let bias = Tensor::<1>::from_data(data(&b, [n_classes]), device);
+        let bias = tracked(bias, is_tracked);
+        let ids: Vec<i32> = classes.iter().map(|&class| class as i32).collect();
+        let ids = Tensor::<1, Int>::from_data(ids.as_slice(), device);
+        let matrix = match sizes.tied {
+            true => weight.clone().transpose(),
+            false => weight.clone(),
+        };
+        let of = ClassLoss {
+            smoothing: sizes.smoothing,
+            scale,
+        };
+        let added = sizes.bias.then(|| bias.clone());
+        let found = projected_loss(input.clone(), matrix, added, ids, of);
+        (found, input, weight, bias)
+    };
+    assert_close(
+        &values(run(device, false).0),
+        &[loss],
+        2e-5,
+        &format!("{what}, inference"),
+    );
+    let (found, input, weight, bias) = run(&tracked, true);
+    let store = (found.clone() * sizes.upstream).backward();
+    assert_close(&values(found), &[loss], 2e-5, &what);
+    let grad = values(input.grad(&store).unwrap());
+    assert_close(&grad, &grads[0], 1e-5, &format!("{what}, input"));
+    let grad = weight.grad(&store).unwrap();
+    let grad = values(if sizes.tied { grad.transpose() } else { grad });
+    assert_close(&grad, &grads[1], 1e-5, &format!("{what}, weight"));
+    match bias.grad(&store) {
+        Some(grad) => assert_close(&values(grad), &grads[2], 1e-5, &format!("{what}, bias")),
+        None => assert!(!sizes.bias, "{what}"),
+    }
+}
+
+#[test]
+fn losses_of_a_projection_are_right_on_every_backend() {
+    let small = Projection {
+        rows: 7,
+        d_model: 5,
+        n_classes: 33,
+        tied: false,
+        bias: true,
+        smoothing: 0.1,
+        upstream: 1.0,
+    };
+    for found in devices() {
+        check_projected_loss(small, &found.device, &found.name);
+        let tied = Projection {
+            tied: true,
+            bias: false,
+            smoothing: 0.0,
+            upstream: 2.5,
+            ..small
+        };
+        check_projected_loss(tied, &found.device, &found.name);
+        let one = Projection {
+            rows: 1,
+            d_model: 1,
+            n_classes: 1,
+            ..small
+        };
+        check_projected_loss(one, &found.device, &found.name);
+    }
+    // Two blocks, which a software GPU would take long for.
+    let large = Projection {
+        rows: 130,
+        d_model: 3,
+        n_classes: 70_001,
+        ..small
+    };
+    for found in devices()
+        .iter()
+        .filter(|found| found.backend.name() != "wgpu")
+    {
+        for tied in [false, true] {
+            check_projected_loss(Projection { tied, ..large }, &found.device, &found.name);
+        }
+    }
+}
+
 /// Operations read what is not one piece of memory, a part of one, or spread over many places, as they read a copy;
 /// what they are given stays as it was; and nothing in gives nothing out.
 #[test]
@@ -873,6 +1034,18 @@ fn gradients_skip_what_is_not_tracked() {
         );
         let grads = output.sum().backward();
         assert!(value.grad(&grads).is_some(), "{}", found.name);
+
+        let matrix = |seed| Tensor::<2>::from_data(data(&normal(seed, 12), [3, 4]), &device);
+        let (input, weight) = (matrix(4).require_grad(), matrix(5).transpose());
+        let classes = Tensor::<1, Int>::zeros([3], &device);
+        let sum = ClassLoss {
+            smoothing: 0.0,
+            scale: 1.0,
+        };
+        let loss = projected_loss(input.clone(), weight.clone(), None, classes, sum);
+        let grads_of_loss = loss.backward();
+        assert!(input.grad(&grads_of_loss).is_some(), "{}", found.name);
+        assert!(weight.grad(&grads_of_loss).is_none(), "{}", found.name);
         assert!(
             query.grad(&grads).is_none() && key.grad(&grads).is_none(),
             "{}",
@@ -994,6 +1167,19 @@ fn activations_and_their_slopes_are_exact() {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn losses_of_a_projection_are_right_for_any_sizes(
+        rows in 1usize..6,
+        d_model in 1usize..7,
+        n_classes in 1usize..40,
+        tied: bool,
+        bias: bool,
+        smoothing in prop_oneof![Just(0.0), 0.0..0.5],
+    ) {
+        let sizes = Projection { rows, d_model, n_classes, tied, bias, smoothing, upstream: 1.0 };
+        check_projected_loss(sizes, &processor(), "flex");
+    }
 
     #[test]
     fn attention_is_right_for_any_sizes(

@@ -633,7 +633,7 @@ fn windows_ask_for_what_follows_a_prefix() {
         let lengths = lengths.try_to_vec::<i64>().unwrap();
         let (inputs, targets) = (read(batch.inputs.tokens), read(batch.targets));
         let asked = targets.iter().filter(|&&target| target >= 0).count();
-        assert_eq!(Some(asked), batch.n_asked);
+        assert_eq!(asked, batch.asked.unwrap().n);
         for (row, &length) in lengths.iter().enumerate() {
             for position in 0..10 {
                 let (input, target) = (inputs[row * 10 + position], targets[row * 10 + position]);

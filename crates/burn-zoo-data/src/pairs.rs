@@ -14,7 +14,7 @@ use crate::{
     batch::{Batch, Numbered, TrainingData},
     rows::{ids, padded, visible},
     sentences::Sentences,
-    windows::{Masking, NOT_ASKED, StepShape},
+    windows::{Asked, Masking, NOT_ASKED, StepShape},
 };
 
 /// What makes sentences useless for pairs.
@@ -53,15 +53,15 @@ pub struct PairBatch {
     pub targets: Tensor<2, Int>,
     /// `[batch]`: [`FOLLOWS`] or [`IS_RANDOM`].
     pub relations: Tensor<1, Int>,
-    /// How many tokens are asked.
-    pub n_asked: usize,
+    /// Where a token is asked.
+    pub asked: Asked,
     /// The batch's share of the predictions of its optimiser step.
     pub share: f32,
 }
 
 impl Batch for PairBatch {
     fn n_predictions(&self) -> usize {
-        self.n_asked
+        self.asked.n
     }
 
     fn share(&self) -> f32 {
@@ -250,8 +250,7 @@ impl SentencePairs {
         let segments: Vec<Vec<i32>> = segments.collect();
         let targets = self.masking.hide(&mut rows, generator);
         let matrix = |rows: &[Vec<i32>], fill| padded(rows.iter().map(Vec::as_slice), fill, device);
-        let asked = targets.iter().flatten();
-        let n_asked = asked.filter(|&&target| target != NOT_ASKED).count();
+        let asked = Asked::new(targets.iter().map(Vec::as_slice), device);
         let relations: Vec<i32> = pairs.iter().map(|pair| pair.relation).collect();
         let tokens: Vec<Vec<i32>> = rows.iter().map(|row| ids(row)).collect();
         PairBatch {
@@ -262,7 +261,7 @@ impl SentencePairs {
             },
             targets: matrix(&targets, NOT_ASKED),
             relations: Tensor::from_data(relations.as_slice(), device),
-            n_asked,
+            asked,
             share: 1.0,
         }
     }

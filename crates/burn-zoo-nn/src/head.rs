@@ -12,6 +12,7 @@ use crate::{
     linear::{Linear, Linears, named},
     norm::{Norm, NormConfig},
     require_positive,
+    scores::VocabularyScores,
 };
 
 /// Which matrix projects to the vocabulary.
@@ -299,18 +300,14 @@ impl Head {
         visible: Option<Tensor<2, Bool>>,
         embedding: &Param<Tensor<2>>,
     ) -> HeadOutput {
-        let classify = |state: Tensor<2>| match &self.classifier {
-            Some(classifier) => classifier.forward(state),
-            None => state,
-        };
         let pooled = || pooled.clone().expect("the configuration was validated");
         match &self.config {
             HeadConfig::None => HeadOutput::None,
             HeadConfig::Language(_) => HeadOutput::Tokens(self.logits(hidden, embedding)),
             HeadConfig::Pretraining(_) => {
-                HeadOutput::Pretraining(self.logits(hidden, embedding), classify(pooled()))
+                HeadOutput::Pretraining(self.logits(hidden, embedding), self.classify(pooled()))
             }
-            HeadConfig::NextSentence => HeadOutput::Sequence(classify(pooled())),
+            HeadConfig::NextSentence => HeadOutput::Sequence(self.classify(pooled())),
             HeadConfig::Sequence { state, dense, .. } => {
                 let state = match state {
                     SequenceState::Pooled => pooled(),
@@ -320,7 +317,7 @@ impl Head {
                     (Some(dense), Some(activation)) => activation.forward(dense.forward(state)),
                     _ => state,
                 };
-                HeadOutput::Sequence(classify(state))
+                HeadOutput::Sequence(self.classify(state))
             }
             HeadConfig::Token { .. } => HeadOutput::Tokens(self.classify_tokens(hidden)),
             HeadConfig::Span => {
@@ -344,6 +341,31 @@ impl Head {
         hidden: Tensor<D>,
         embedding: &Param<Tensor<2>>,
     ) -> Tensor<D> {
+        let hidden = self.before_projection(hidden);
+        let bias = self.bias.as_ref().map(Param::val);
+        match &self.projection {
+            Some(projection) => projection.forward_with(hidden, bias),
+            None => linear(hidden, embedding.val().transpose(), bias),
+        }
+    }
+
+    /// The same of rows `[rows, d_model]`, not computed yet.
+    pub fn scores(&self, hidden: Tensor<2>, embedding: &Param<Tensor<2>>) -> VocabularyScores {
+        let weight = match &self.projection {
+            Some(Linear { lora: Some(_), .. }) => {
+                return VocabularyScores::Logits(self.logits(hidden, embedding));
+            }
+            Some(projection) => projection.weight.val(),
+            None => embedding.val().transpose(),
+        };
+        VocabularyScores::Projection {
+            hidden: self.before_projection(hidden),
+            weight,
+            bias: self.bias.as_ref().map(Param::val),
+        }
+    }
+
+    fn before_projection<const D: usize>(&self, hidden: Tensor<D>) -> Tensor<D> {
         let hidden = match &self.transform {
             Some(Transform {
                 dense,
@@ -353,11 +375,14 @@ impl Head {
             None => hidden,
         };
         let scale = self.config.language().map_or(1.0, |config| config.scale);
-        let hidden = if scale == 1.0 { hidden } else { hidden * scale };
-        let bias = self.bias.as_ref().map(Param::val);
-        match &self.projection {
-            Some(projection) => projection.forward_with(hidden, bias),
-            None => linear(hidden, embedding.val().transpose(), bias),
+        if scale == 1.0 { hidden } else { hidden * scale }
+    }
+
+    /// Logits over its labels, `[batch, d_model] → [batch, n_labels]`.
+    pub(crate) fn classify(&self, state: Tensor<2>) -> Tensor<2> {
+        match &self.classifier {
+            Some(classifier) => classifier.forward(state),
+            None => state,
         }
     }
 }

@@ -50,6 +50,7 @@ pub mod mixture;
 pub mod norm;
 pub mod pass;
 pub mod rotary;
+pub mod scores;
 pub mod stack;
 pub mod transformer;
 

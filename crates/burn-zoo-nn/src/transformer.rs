@@ -18,6 +18,7 @@ use crate::{
     mixture::Routing,
     norm::NormConfig,
     pass::{Memory, Pass},
+    scores::VocabularyScores,
     stack::{Stack, StackConfig},
 };
 
@@ -34,6 +35,17 @@ pub trait LanguageModel: Module + ModuleDisplay + 'static {
     /// tokens. A model that does not say otherwise reads the tokens alone.
     fn forward_routed(&self, inputs: Inputs) -> (Tensor<3>, Vec<Routing>) {
         (self.forward(inputs.tokens), Vec::new())
+    }
+
+    /// The scores of tokens for a loss, a row for each of the places `asked` in the flattened `[batch · seq]`, for all
+    /// when none, and what mixtures of experts decided. A model that does not say otherwise scores all tokens first.
+    fn score(
+        &self,
+        inputs: Inputs,
+        asked: Option<Tensor<1, Int>>,
+    ) -> (VocabularyScores, Vec<Routing>) {
+        let (logits, routing) = self.forward_routed(inputs);
+        (VocabularyScores::Logits(rows(logits, asked)), routing)
     }
 }
 
@@ -364,10 +376,7 @@ impl Transformer {
         let (tokens, visible) = (inputs.tokens.clone(), inputs.visible.clone());
         let (hidden, pass) = self.read(inputs);
         let encoder_hidden = pass.memory.map(|memory| memory.hidden);
-        let pooled = self.pooler.as_ref().map(|pooler| {
-            let first = hidden.clone().narrow(1, 0, 1).squeeze_dim::<2>(1);
-            pooler.forward(first).tanh()
-        });
+        let pooled = self.pool(&hidden);
         let token = &self.embedding.token;
         Outputs {
             head: self
@@ -378,6 +387,32 @@ impl Transformer {
             pooled,
             routing: pass.routing,
         }
+    }
+
+    /// The first token's state through the pooler: `[batch, seq, d_model] → [batch, d_model]`.
+    fn pool(&self, hidden: &Tensor<3>) -> Option<Tensor<2>> {
+        let pooler = self.pooler.as_ref()?;
+        let first = hidden.clone().narrow(1, 0, 1).squeeze_dim::<2>(1);
+        Some(pooler.forward(first).tanh())
+    }
+
+    /// The [scores](LanguageModel::score) of tokens for a loss, with the logits `[batch, 2]` for the second segment to
+    /// follow the first or not.
+    ///
+    /// # Panics
+    ///
+    /// When the model's head is not one for pre-training.
+    pub fn score_pairs(
+        &self,
+        inputs: Inputs,
+        asked: Option<Tensor<1, Int>>,
+    ) -> (VocabularyScores, Tensor<2>, Vec<Routing>) {
+        let (hidden, pass) = self.read(inputs);
+        let pooled = self.pool(&hidden);
+        let pooled = pooled.expect("pre-training needs a head for tokens and pairs");
+        let relations = self.head.classify(pooled);
+        let scores = self.head.scores(rows(hidden, asked), &self.embedding.token);
+        (scores, relations, pass.routing)
     }
 
     /// The normalised output of the last block, of the decoder where there is an encoder, which is read first.
@@ -484,5 +519,25 @@ impl LanguageModel for Transformer {
     fn forward_routed(&self, inputs: Inputs) -> (Tensor<3>, Vec<Routing>) {
         let (hidden, pass) = self.read(inputs);
         (self.logits(hidden), pass.routing)
+    }
+
+    fn score(
+        &self,
+        inputs: Inputs,
+        asked: Option<Tensor<1, Int>>,
+    ) -> (VocabularyScores, Vec<Routing>) {
+        let (hidden, pass) = self.read(inputs);
+        let scores = self.head.scores(rows(hidden, asked), &self.embedding.token);
+        (scores, pass.routing)
+    }
+}
+
+/// Rows of a matrix of vectors, `[batch, seq, width] → [rows, width]`.
+fn rows(vectors: Tensor<3>, asked: Option<Tensor<1, Int>>) -> Tensor<2> {
+    let [batch, seq, width] = vectors.dims();
+    let rows = vectors.reshape([batch * seq, width]);
+    match asked {
+        None => rows,
+        Some(asked) => rows.select(0, asked),
     }
 }

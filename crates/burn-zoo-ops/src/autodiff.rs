@@ -14,7 +14,7 @@ use burn::backend::{
     tensor::{FloatTensor, IntTensor},
 };
 
-use crate::{Activation, Affine, NormKind, ScoreBias, Scoring, TransformerOps};
+use crate::{Activation, Affine, ClassLoss, NormKind, ScoreBias, Scoring, TransformerOps};
 
 /// Hands each parent that is tracked its gradient.
 fn register<B: TransformerOps>(
@@ -166,6 +166,48 @@ impl<B: TransformerOps> Backward<B, 1> for ClassLossesBackward {
 }
 
 #[derive(Debug)]
+struct ProjectionLossBackward;
+
+impl<B: TransformerOps, const N: usize> Backward<B, N> for ProjectionLossBackward {
+    /// The gradients of input, weight and bias.
+    type State = [FloatTensor<B>; 3];
+
+    /// The parents are input, weight and, where there is one, bias.
+    fn backward(self, ops: Ops<Self::State, N>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let parents = ops.parents.map(|parent| parent.map(|node| node.id));
+        for (parent, gradient) in parents.into_iter().zip(ops.state) {
+            if let Some(id) = parent {
+                let gradient = B::class_projection_loss_backward(gradient, grad.clone());
+                grads.register::<B>(id, gradient);
+            }
+        }
+    }
+}
+
+/// Computes the loss, and with it what [`ProjectionLossBackward`] hands out when a gradient is wanted.
+fn record_projection_loss<B: TransformerOps, C: CheckpointStrategy, const N: usize>(
+    nodes: [NodeGuard; N],
+    input: FloatTensor<B>,
+    affine: Affine<B>,
+    classes: IntTensor<B>,
+    loss: ClassLoss,
+    learned: bool,
+) -> FloatTensor<Autodiff<B, C>> {
+    let prepared = Backward::<B, N>::prepare::<C>(ProjectionLossBackward, nodes);
+    match prepared.compute_bound().stateful() {
+        OpsKind::Tracked(prep) => {
+            let (total, input, weight, bias) =
+                B::class_projection_loss_forward(input, affine, classes, loss, learned);
+            prep.finish([input, weight, bias], total)
+        }
+        OpsKind::UnTracked(prep) => {
+            prep.finish(B::class_projection_loss(input, affine, classes, loss))
+        }
+    }
+}
+
+#[derive(Debug)]
 struct NormBackward;
 
 impl<B: TransformerOps, const N: usize> Backward<B, N> for NormBackward {
@@ -206,10 +248,7 @@ impl<B: TransformerOps, C: CheckpointStrategy> TransformerOps for Autodiff<B, C>
 
     fn affine_map(input: FloatTensor<Self>, affine: Affine<Self>) -> FloatTensor<Self> {
         let is_input_tracked = input.is_tracked();
-        let (weight, bias) = match affine {
-            Affine::Scale(weight) => (weight, None),
-            Affine::ScaleShift(weight, bias) => (weight, Some(bias)),
-        };
+        let (weight, bias) = affine.into_parts();
         let is_weight_tracked = weight.is_tracked();
         let ((input, i), (weight, w)) = (input.into_parts(), weight.into_parts());
         let kept = [
@@ -267,6 +306,28 @@ impl<B: TransformerOps, C: CheckpointStrategy> TransformerOps for Autodiff<B, C>
                 prep.finish(([logits, saved], classes, smoothing), losses)
             }
             OpsKind::UnTracked(prep) => prep.finish(B::class_losses(logits, classes, smoothing)),
+        }
+    }
+
+    fn class_projection_loss(
+        input: FloatTensor<Self>,
+        affine: Affine<Self>,
+        classes: IntTensor<Self>,
+        loss: ClassLoss,
+    ) -> FloatTensor<Self> {
+        let (weight, bias) = affine.into_parts();
+        let learned = weight.is_tracked() || bias.as_ref().is_some_and(|bias| bias.is_tracked());
+        let ((input, i), (weight, w)) = (input.into_parts(), weight.into_parts());
+        match bias {
+            None => {
+                let affine = Affine::Scale(weight);
+                record_projection_loss::<B, C, 2>([i, w], input, affine, classes, loss, learned)
+            }
+            Some(bias) => {
+                let (bias, b) = bias.into_parts();
+                let affine = Affine::ScaleShift(weight, bias);
+                record_projection_loss::<B, C, 3>([i, w, b], input, affine, classes, loss, learned)
+            }
         }
     }
 

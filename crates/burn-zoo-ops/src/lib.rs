@@ -61,11 +61,13 @@ pub mod libtorch;
 mod likelihood;
 mod linear;
 mod norm;
+mod projected_loss;
 
 pub use activation::Activation;
 pub use adamw::AdamWStep;
 pub use attention::{AttentionMask, ScoreBias, Scoring};
 pub use norm::{Affine, NormKind};
+pub use projected_loss::ClassLoss;
 
 /// The operations that make a transformer fast, as an extension of Burn's [`Backend`].
 ///
@@ -238,6 +240,45 @@ pub trait TransformerOps: Backend {
         likelihood::composed_backward::<Self>(logits, classes, saved, grad, smoothing)
     }
 
+    /// The loss of classes whose logits are the outputs of a linear layer, see [`projected_loss`].
+    #[fusion(default)]
+    fn class_projection_loss(
+        input: FloatTensor<Self>,
+        #[extension_type] affine: Affine<Self>,
+        classes: IntTensor<Self>,
+        loss: ClassLoss,
+    ) -> FloatTensor<Self> {
+        projected_loss::composed::<Self>(input, affine, classes, loss)
+    }
+
+    /// [`class_projection_loss`](Self::class_projection_loss) and its gradients with respect to input, weight and bias.
+    ///
+    /// Those of weight and bias mean something only when they are `learned`, that of the bias only where there is one.
+    #[fusion(default)]
+    fn class_projection_loss_forward(
+        input: FloatTensor<Self>,
+        #[extension_type] affine: Affine<Self>,
+        classes: IntTensor<Self>,
+        loss: ClassLoss,
+        learned: bool,
+    ) -> (
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+    ) {
+        projected_loss::composed_forward::<Self>(input, affine, classes, loss, learned)
+    }
+
+    /// One of these gradients, multiplied by that of the loss `[1]`.
+    #[fusion(default)]
+    fn class_projection_loss_backward(
+        gradient: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        projected_loss::composed_backward::<Self>(gradient, grad)
+    }
+
     /// Layer or root-mean-square normalisation, see [`normalize`].
     #[fusion(default)]
     fn affine_normalize(
@@ -351,10 +392,7 @@ pub fn linear<const D: usize>(
     );
     Tensor::from_dispatch(<burn::backend::Dispatch as TransformerOps>::affine_map(
         input.into_dispatch(),
-        match bias {
-            Some(bias) => Affine::ScaleShift(weight.into_dispatch(), bias.into_dispatch()),
-            None => Affine::Scale(weight.into_dispatch()),
-        },
+        Affine::new(weight.into_dispatch(), bias.map(Tensor::into_dispatch)),
     ))
 }
 
@@ -429,6 +467,61 @@ pub fn negative_log_likelihood(
     ))
 }
 
+/// `scale · Σ −log p(class)` in nats over all rows, where `p` is the softmax of `x W + b`, as [`linear`] and
+/// [`negative_log_likelihood`] have it, but a block of rows after the other: `[rows, n_classes]` never exists whole.
+///
+/// With gradients wanted, they are made of the same blocks at once, so that nothing is computed twice.
+///
+/// # Shapes
+///
+/// - `input`: `[rows, d_input]`, with at least one row
+/// - `weight`: `[d_input, n_classes]`
+/// - `bias`: `[n_classes]`
+/// - `classes`: `[rows]`, each below `n_classes`
+/// - output: `[1]`
+///
+/// # Panics
+///
+/// When the shapes do not fit.
+///
+/// ```
+/// use burn::tensor::{Device, Int, Tensor};
+/// use burn_zoo_ops::{ClassLoss, projected_loss};
+///
+/// let device = Device::flex();
+/// let (input, weight) = (Tensor::<2>::ones([3, 4], &device), Tensor::<2>::ones([4, 5], &device));
+/// let classes = Tensor::<1, Int>::zeros([3], &device);
+/// let mean = ClassLoss { smoothing: 0.0, scale: 1.0 / 3.0 };
+/// let loss: f32 = projected_loss(input, weight, None, classes, mean).into_scalar();
+/// // All of the five classes are as likely.
+/// assert!((loss - 5f32.ln()).abs() < 1e-6);
+/// ```
+pub fn projected_loss(
+    input: Tensor<2>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    classes: Tensor<1, Int>,
+    loss: ClassLoss,
+) -> Tensor<1> {
+    let ([rows, width], [d_input, n_classes]) = (input.dims(), weight.dims());
+    assert!(
+        rows > 0 && classes.dims() == [rows],
+        "projected_loss: there must be rows, and each needs a class"
+    );
+    assert!(
+        width == d_input && bias.as_ref().is_none_or(|bias| bias.dims() == [n_classes]),
+        "projected_loss: the input must have the rows of the weight as its last dimension, and the bias its columns"
+    );
+    Tensor::from_dispatch(
+        <burn::backend::Dispatch as TransformerOps>::class_projection_loss(
+            input.into_dispatch(),
+            Affine::new(weight.into_dispatch(), bias.map(Tensor::into_dispatch)),
+            classes.into_dispatch(),
+            loss,
+        ),
+    )
+}
+
 /// Makes each value 0 with some probability and divides the others by what is left of 1, so that the mean stays
 /// (Srivastava et al. 2014). `[..] → [..]`. The draws follow from the seed of the device.
 ///
@@ -474,10 +567,7 @@ pub fn normalize<const D: usize>(
     Tensor::from_dispatch(
         <burn::backend::Dispatch as TransformerOps>::affine_normalize(
             input.into_dispatch(),
-            match bias {
-                Some(bias) => Affine::ScaleShift(weight.into_dispatch(), bias.into_dispatch()),
-                None => Affine::Scale(weight.into_dispatch()),
-            },
+            Affine::new(weight.into_dispatch(), bias.map(Tensor::into_dispatch)),
             kind,
             epsilon,
         ),

@@ -14,12 +14,36 @@ pub enum NormKind {
 
 /// What is learned of a normalisation, vectors `[d_model]`; or of a linear layer, a matrix `[d_input, d_output]` and a
 /// vector `[d_output]`.
-#[derive(ExtensionType)]
+#[derive(Clone, Debug, ExtensionType)]
 pub enum Affine<B: Backend> {
     /// Multiply by the weight.
     Scale(FloatTensor<B>),
     /// Multiply by the weight, then add the bias.
     ScaleShift(FloatTensor<B>, FloatTensor<B>),
+}
+
+impl<B: Backend> Affine<B> {
+    /// Of a weight and, where there is one, a bias.
+    pub(crate) fn new(weight: FloatTensor<B>, bias: Option<FloatTensor<B>>) -> Self {
+        match bias {
+            None => Self::Scale(weight),
+            Some(bias) => Self::ScaleShift(weight, bias),
+        }
+    }
+
+    pub(crate) fn into_parts(self) -> (FloatTensor<B>, Option<FloatTensor<B>>) {
+        match self {
+            Self::Scale(weight) => (weight, None),
+            Self::ScaleShift(weight, bias) => (weight, Some(bias)),
+        }
+    }
+
+    /// The length of its outputs.
+    pub(crate) fn width(&self) -> usize {
+        let (Self::Scale(weight) | Self::ScaleShift(weight, _)) = self;
+        let shape = weight.shape();
+        shape[shape.num_dims() - 1]
+    }
 }
 
 pub(crate) fn check_shapes(input: &[usize], weight: [usize; 1], bias: Option<[usize; 1]>) {

@@ -7,7 +7,7 @@ use burn_zoo_nn::Inputs;
 use rand::{RngExt, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 
-use super::{NOT_ASKED, TokenBatch};
+use super::{Asked, NOT_ASKED, TokenBatch};
 use crate::rows::{ids, padded, visible};
 
 /// Spans of a text are taken out. A mask stands for each, and after the text each is to be written: a start
@@ -83,8 +83,7 @@ impl Infilling {
             padded(rows.iter().map(|row| part(row).as_slice()), fill, device)
         };
         let prefixes: Vec<i32> = rows.iter().map(|row| row.prefix as i32).collect();
-        let targets = rows.iter().flat_map(|row| &row.targets);
-        let n_asked = targets.filter(|&&target| target != NOT_ASKED).count();
+        let asked = Asked::new(rows.iter().map(|row| row.targets.as_slice()), device);
         let inputs = Inputs {
             visible: visible(rows.iter().map(|row| row.tokens.len()), device),
             prefix_lengths: Some(Tensor::from_data(prefixes.as_slice(), device)),
@@ -93,7 +92,7 @@ impl Infilling {
             ..matrix(|row| &row.tokens, self.marks.end as i32).into()
         };
         let targets = matrix(|row| &row.targets, NOT_ASKED);
-        TokenBatch::new(inputs, targets, Some(n_asked))
+        TokenBatch::new(inputs, targets, Some(asked))
     }
 
     fn blank(&self, text: &[u32], generator: &mut ChaCha8Rng) -> Blanked {

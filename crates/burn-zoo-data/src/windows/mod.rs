@@ -65,6 +65,34 @@ pub enum Prediction {
 /// The target of a position where nothing is asked.
 pub const NOT_ASKED: i32 = -1;
 
+/// The places of a batch where something is asked.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// Which of the flattened `[batch · seq]`, `[n]`; the first of all where there are none.
+    pub places: Tensor<1, Int>,
+    /// How many.
+    pub n: usize,
+}
+
+impl Asked {
+    /// Where the rows of targets, padded to the longest, are not [`NOT_ASKED`].
+    pub fn new<'a>(rows: impl Iterator<Item = &'a [i32]> + Clone, device: &Device) -> Self {
+        let width = rows.clone().map(<[i32]>::len).max().unwrap_or(0);
+        let places = rows.enumerate().flat_map(|(row, targets)| {
+            let asked = targets.iter().enumerate();
+            let asked = asked.filter(|(_, target)| **target != NOT_ASKED);
+            asked.map(move |(column, _)| (row * width + column) as i32)
+        });
+        let mut places: Vec<i32> = places.collect();
+        let n = places.len();
+        places.resize(n.max(1), 0);
+        Self {
+            places: Tensor::from_data(places.as_slice(), device),
+            n,
+        }
+    }
+}
+
 /// Inputs and what is asked of them, on a device.
 #[derive(Clone, Debug)]
 pub struct TokenBatch {
@@ -72,19 +100,19 @@ pub struct TokenBatch {
     pub inputs: Inputs,
     /// `[batch, seq]`: the token to predict at each position, or [`NOT_ASKED`].
     pub targets: Tensor<2, Int>,
-    /// How many positions are asked, if not all.
-    pub n_asked: Option<usize>,
+    /// Where something is asked, if not everywhere.
+    pub asked: Option<Asked>,
     /// The batch's share of the predictions of its optimiser step.
     pub share: f32,
 }
 
 impl TokenBatch {
-    /// Inputs and targets `[batch, seq]`; of the targets `n_asked` are not [`NOT_ASKED`], or all when none.
-    pub fn new(inputs: impl Into<Inputs>, targets: Tensor<2, Int>, n_asked: Option<usize>) -> Self {
+    /// Inputs and targets `[batch, seq]`, and where they are not [`NOT_ASKED`], if not everywhere.
+    pub fn new(inputs: impl Into<Inputs>, targets: Tensor<2, Int>, asked: Option<Asked>) -> Self {
         Self {
             inputs: inputs.into(),
             targets,
-            n_asked,
+            asked,
             share: 1.0,
         }
     }
@@ -92,8 +120,10 @@ impl TokenBatch {
 
 impl Batch for TokenBatch {
     fn n_predictions(&self) -> usize {
-        self.n_asked
-            .unwrap_or_else(|| self.targets.dims().iter().product())
+        match &self.asked {
+            Some(asked) => asked.n,
+            None => self.targets.dims().iter().product(),
+        }
     }
 
     fn share(&self) -> f32 {
@@ -181,9 +211,8 @@ impl Prediction {
 
 /// A batch of which some targets are not asked.
 fn asked(inputs: impl Into<Inputs>, targets: Vec<Vec<i32>>, device: &Device) -> TokenBatch {
-    let all = targets.iter().flatten();
-    let n_asked = all.filter(|&&target| target != NOT_ASKED).count();
-    TokenBatch::new(inputs, rows(targets.into_iter(), device), Some(n_asked))
+    let asked = Asked::new(targets.iter().map(Vec::as_slice), device);
+    TokenBatch::new(inputs, rows(targets.into_iter(), device), Some(asked))
 }
 
 /// Windows of which the first token of a document is not asked.

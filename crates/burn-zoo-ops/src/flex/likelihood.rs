@@ -5,6 +5,8 @@ use burn_flex::FlexTensor;
 use macerator::Simd;
 use rayon::prelude::*;
 
+use crate::ClassLoss;
+
 use super::simd::{Kernel, chunk_length, contiguous, exp, largest, run, sum, tensor, update};
 
 /// The class of each row, if they are of a type that is read here.
@@ -95,6 +97,67 @@ pub(super) fn forward(
         tensor(losses, Shape::new([rows])),
         tensor(log_sum_exp, Shape::new([rows, 2])),
     )
+}
+
+/// Rows of logits, which become their gradients, and their losses.
+struct Both<'a> {
+    logits: &'a mut [f32],
+    classes: &'a [usize],
+    losses: &'a mut [f32],
+    loss: ClassLoss,
+}
+
+impl Kernel for Both<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let width = self.logits.len() / self.classes.len();
+        let (smoothing, scale) = (self.loss.smoothing as f32, self.loss.scale as f32);
+        let rows = self.logits.chunks_exact_mut(width).zip(self.classes);
+        for ((row, &class), loss) in rows.zip(self.losses) {
+            let max = largest(row);
+            let mut expected = row[class] - max;
+            if smoothing > 0.0 {
+                let [all] = sum::<1>(row, row, |x, _| [x - max]);
+                expected += smoothing * (all / width as f32 - expected);
+            }
+            for x in row.iter_mut() {
+                *x = exp::<S>(*x - max);
+            }
+            let [total] = sum::<1>(row, row, |x, _| [x]);
+            *loss = total.ln() - expected;
+            let (share, of_all) = (scale / total, scale * smoothing / width as f32);
+            for x in row.iter_mut() {
+                *x = *x * share - of_all;
+            }
+            row[class] -= (1.0 - smoothing) * scale;
+        }
+    }
+}
+
+/// Makes the losses of rows of logits, and of the logits their gradients.
+pub(super) fn losses_and_gradients(
+    logits: &mut [f32],
+    classes: &[usize],
+    losses: &mut [f32],
+    loss: ClassLoss,
+) {
+    let width = logits.len() / classes.len();
+    let length = chunk_length(logits.len(), width);
+    let of_rows = length / width.max(1);
+    let rows = logits
+        .par_chunks_mut(length)
+        .zip(classes.par_chunks(of_rows));
+    let rows = rows.zip(losses.par_chunks_mut(of_rows));
+    rows.for_each(|((logits, classes), losses)| {
+        run(Both {
+            logits,
+            classes,
+            losses,
+            loss,
+        });
+    });
 }
 
 /// Rows of logits, which become their gradients.

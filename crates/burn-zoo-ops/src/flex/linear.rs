@@ -20,12 +20,26 @@ const COLUMNS: usize = 128;
 /// Products of fewer multiplications are for one thread.
 const PARALLEL: usize = 1 << 18;
 
+/// Makes `rows` rows of one, in the memory of `output`.
+pub(super) fn repeat(row: &[f32], rows: usize, output: &mut Vec<f32>) {
+    output.clear();
+    let length = rows * row.len();
+    output.reserve(length);
+    let spare = &mut output.spare_capacity_mut()[..length];
+    let pieces = spare.par_chunks_mut(chunk_length(length, row.len()));
+    pieces.for_each(|piece| {
+        for target in piece.chunks_exact_mut(row.len()) {
+            target.write_copy_of_slice(row);
+        }
+    });
+    // SAFETY: each value was written.
+    unsafe { output.set_len(length) };
+}
+
 /// `[.., d_input] → [.., d_output]`.
 pub(super) fn forward(input: FlexTensor, affine: Affine<Flex>) -> FlexTensor {
-    let (weight, bias) = match affine {
-        Affine::Scale(weight) => (weight, None),
-        Affine::ScaleShift(weight, bias) => (weight, Some(contiguous(bias))),
-    };
+    let (weight, bias) = affine.into_parts();
+    let bias = bias.map(contiguous);
     let [inner, width] = weight.layout().shape().dims();
     let mut shape = input.layout().shape().to_vec();
     let last = shape.len() - 1;
@@ -33,23 +47,11 @@ pub(super) fn forward(input: FlexTensor, affine: Affine<Flex>) -> FlexTensor {
     let (input, range) = contiguous(input);
     let input = &input.storage::<f32>()[range];
     let rows = shape[..last].iter().product::<usize>();
-    let mut output = match &bias {
-        Some((bias, range)) => {
-            let bias = &bias.storage::<f32>()[range.clone()];
-            let mut output = Vec::with_capacity(rows * width);
-            let spare = &mut output.spare_capacity_mut()[..rows * width];
-            let pieces = spare.par_chunks_mut(chunk_length(rows * width, width));
-            pieces.for_each(|piece| {
-                for row in piece.chunks_exact_mut(width) {
-                    row.write_copy_of_slice(bias);
-                }
-            });
-            // SAFETY: each value was written.
-            unsafe { output.set_len(rows * width) };
-            output
-        }
-        None => vec![0.0; rows * width],
-    };
+    let mut output = Vec::new();
+    match &bias {
+        Some((bias, range)) => repeat(&bias.storage::<f32>()[range.clone()], rows, &mut output),
+        None => output.resize(rows * width, 0.0),
+    }
     let strides = weight.layout().strides();
     let left = Matrix::read(input, [inner as isize, 1]);
     let right = &weight.storage::<f32>()[weight.layout().start_offset()..];
@@ -98,13 +100,20 @@ impl Kernel for Sums<'_> {
     }
 }
 
+/// Sums of the columns of rows of `width`.
+pub(super) fn sum_columns(rows: &[f32], width: usize) -> Vec<f32> {
+    let pieces = rows.par_chunks(summing_length(rows.len(), width));
+    let parts: Vec<Vec<f32>> = pieces.map(|rows| run(Sums { rows, width })).collect();
+    add_up(width, &parts)
+}
+
 /// `[.., d_output] → [d_output]`.
 pub(super) fn bias_backward(grad: FlexTensor) -> FlexTensor {
     let shape = grad.layout().shape().clone();
     let width = shape[shape.num_dims() - 1];
     let (grad, range) = contiguous(grad);
-    let grad = &grad.storage::<f32>()[range];
-    let pieces = grad.par_chunks(summing_length(grad.len(), width));
-    let parts: Vec<Vec<f32>> = pieces.map(|rows| run(Sums { rows, width })).collect();
-    tensor(add_up(width, &parts), Shape::new([width]))
+    tensor(
+        sum_columns(&grad.storage::<f32>()[range], width),
+        Shape::new([width]),
+    )
 }

@@ -11,6 +11,7 @@ mod likelihood;
 mod linear;
 mod norm;
 mod product;
+mod projected_loss;
 mod simd;
 
 use burn::backend::{
@@ -21,7 +22,9 @@ use burn_flex::Flex;
 use simd::are_f32;
 
 use crate::attention::{composed_backward, composed_forward};
-use crate::{Activation, AdamWStep, Affine, NormKind, ScoreBias, Scoring, TransformerOps};
+use crate::{
+    Activation, AdamWStep, Affine, ClassLoss, NormKind, ScoreBias, Scoring, TransformerOps,
+};
 
 impl TransformerOps for Flex {
     fn masked_attention(
@@ -147,6 +150,39 @@ impl TransformerOps for Flex {
                 logits, classes, saved, grad, smoothing,
             ),
         }
+    }
+
+    fn class_projection_loss_forward(
+        input: FloatTensor<Self>,
+        affine: Affine<Self>,
+        classes: IntTensor<Self>,
+        loss: ClassLoss,
+        learned: bool,
+    ) -> (
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+    ) {
+        match (are_f32([&input]), likelihood::classes(&classes)) {
+            (true, Some(classes)) => {
+                projected_loss::forward(input, affine, &classes, loss, learned)
+            }
+            _ => crate::projected_loss::composed_forward::<Self>(
+                input, affine, classes, loss, learned,
+            ),
+        }
+    }
+
+    fn class_projection_loss_backward(
+        gradient: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        // Nearly always the loss is what is differentiated, and a gradient can be as large as the model.
+        if are_f32([&gradient, &grad]) && grad.to_contiguous().storage::<f32>() == [1.0] {
+            return gradient;
+        }
+        crate::projected_loss::composed_backward::<Self>(gradient, grad)
     }
 
     fn affine_normalize(

@@ -1,10 +1,11 @@
 //! Language modelling: the next token, or those that a batch hides.
 
 use burn::tensor::{Int, Tensor};
-use burn_zoo_data::windows::TokenBatch;
-use burn_zoo_nn::LanguageModel;
+use burn_zoo_data::windows::{Asked, TokenBatch};
+use burn_zoo_nn::{LanguageModel, scores::VocabularyScores};
+use burn_zoo_ops::ClassLoss;
 
-use super::{Loss, Objective, cross_entropy};
+use super::{Loss, Objective};
 
 /// Predicts the tokens that a batch asks for: each from those before it, or hidden ones from all others, or
 /// what a decoder writes.
@@ -15,21 +16,34 @@ impl<M: LanguageModel> Objective<M> for LanguageModeling {
     type Batch = TokenBatch;
 
     fn loss(&self, model: &M, batch: &TokenBatch, smoothing: f32) -> Loss {
-        let (logits, routing) = model.forward_routed(batch.inputs.clone());
-        let targets = batch.targets.clone();
-        let mean = token_cross_entropy(logits, targets, batch.n_asked, smoothing);
+        let asked = batch.asked.as_ref();
+        let places = asked.map(|asked| asked.places.clone());
+        let (scores, routing) = model.score(batch.inputs.clone(), places);
+        let mean = mean_loss(scores, batch.targets.clone(), asked, smoothing);
         Loss::new(mean).with_routing(&routing)
     }
 }
 
-/// The [`cross_entropy`] of tokens: logits `[batch, seq, vocab_size]` and targets `[batch, seq]`.
-pub(super) fn token_cross_entropy(
-    logits: Tensor<3>,
+/// The mean of `-log p(target)` in nats over what is asked: rows of scores, and targets `[batch, seq]`, to `[1]`. 0 when
+/// nothing is asked.
+pub(super) fn mean_loss(
+    scores: VocabularyScores,
     targets: Tensor<2, Int>,
-    n_asked: Option<usize>,
+    asked: Option<&Asked>,
     smoothing: f32,
 ) -> Tensor<1> {
-    let [batch, seq, vocab_size] = logits.dims();
-    let logits = logits.reshape([batch * seq, vocab_size]);
-    cross_entropy(logits, targets.reshape([batch * seq]), n_asked, smoothing)
+    let n_targets = targets.dims().iter().product();
+    let targets = targets.reshape([n_targets]);
+    let (targets, n) = match asked {
+        None => (targets, n_targets),
+        Some(asked) => {
+            let targets = targets.select(0, asked.places.clone());
+            (targets.clamp_min(0), asked.n)
+        }
+    };
+    let loss = ClassLoss {
+        smoothing: smoothing.into(),
+        scale: if n == 0 { 0.0 } else { 1.0 / n as f64 },
+    };
+    scores.loss(targets, loss)
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use burn_zoo_data::windows::{NOT_ASKED, TokenBatch};
+use burn_zoo_data::windows::{Asked, NOT_ASKED, TokenBatch};
 use burn_zoo_nn::{ConfigError, Transformer, TransformerConfig};
 use burn_zoo_train::{
     Learner, flops, memory,
@@ -130,8 +130,9 @@ impl TrainBench {
                 0 => token,
                 _ => NOT_ASKED,
             });
-            let targets = matrix(targets.collect());
-            TokenBatch::new(matrix(inputs), targets, Some(n_tokens.div_ceil(7)))
+            let targets: Vec<i32> = targets.collect();
+            let asked = Asked::new(targets.chunks(seq), &device);
+            TokenBatch::new(matrix(inputs), matrix(targets), Some(asked))
         });
         Ok(Self {
             learner,

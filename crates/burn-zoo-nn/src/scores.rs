@@ -1,0 +1,52 @@
+//! Scores of the vocabulary that are not computed before it is known what for.
+
+use burn::tensor::{DType, FloatDType, Int, Tensor};
+use burn_zoo_ops::{ClassLoss, linear, negative_log_likelihood, projected_loss};
+
+/// Scores of the vocabulary, a row for each token.
+#[derive(Clone, Debug)]
+pub enum VocabularyScores {
+    /// Logits `[rows, vocab_size]`.
+    Logits(Tensor<2>),
+    /// What they are the product of. A loss needs them only a block after the other.
+    Projection {
+        /// `[rows, d_model]`.
+        hidden: Tensor<2>,
+        /// `[d_model, vocab_size]`.
+        weight: Tensor<2>,
+        /// `[vocab_size]`.
+        bias: Option<Tensor<1>>,
+    },
+}
+
+impl VocabularyScores {
+    /// The logits, `[rows, vocab_size]`.
+    pub fn logits(self) -> Tensor<2> {
+        match self {
+            Self::Logits(logits) => logits,
+            Self::Projection {
+                hidden,
+                weight,
+                bias,
+            } => linear(hidden, weight, bias),
+        }
+    }
+
+    /// `scale · Σ −log p(class)` in nats over the rows, in 32 bits: the classes `[rows]` to `[1]`.
+    pub fn loss(self, classes: Tensor<1, Int>, loss: ClassLoss) -> Tensor<1> {
+        match self {
+            Self::Projection {
+                hidden,
+                weight,
+                bias,
+            } if hidden.dtype() == DType::F32 => {
+                projected_loss(hidden, weight, bias, classes, loss)
+            }
+            // In 16 bits, a sum over a vocabulary keeps hardly a digit, and gradients need the scale of the loss.
+            scores => {
+                let logits = scores.logits().cast(FloatDType::F32);
+                negative_log_likelihood(logits, classes, loss.smoothing).sum() * loss.scale
+            }
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! The loss of a linear layer's outputs as logits: their losses and their gradients in one place of memory, which the
+//! blocks of rows take one after the other.
+
+use burn::tensor::Shape;
+use burn_flex::{Flex, FlexTensor};
+use gemm::Parallelism;
+
+use super::likelihood;
+use super::linear::{repeat, sum_columns};
+use super::product::{Matrix, product};
+use super::simd::{contiguous, tensor};
+use crate::{Affine, ClassLoss, projected_loss::block_rows};
+
+/// The loss `[1]`, and the gradients of input, weight and bias; the last two only where they are `learned`.
+pub(super) fn forward(
+    input: FlexTensor,
+    affine: Affine<Flex>,
+    classes: &[usize],
+    loss: ClassLoss,
+    learned: bool,
+) -> (FlexTensor, FlexTensor, FlexTensor, FlexTensor) {
+    let (weight, bias) = affine.into_parts();
+    let [inner, width] = weight.layout().shape().dims();
+    let rows = classes.len();
+    let (input, range) = contiguous(input);
+    let input = &input.storage::<f32>()[range];
+    let bias = bias.map(contiguous);
+    let bias = bias
+        .as_ref()
+        .map(|(bias, range)| &bias.storage::<f32>()[range.clone()]);
+    let strides = weight.layout().strides();
+    let strides = [strides[0], strides[1]];
+    let weights = &weight.storage::<f32>()[weight.layout().start_offset()..];
+    let weights = Matrix::read(weights, strides);
+    // The gradient lies as the weight does: a tied embedding is read across.
+    let is_across = strides[0] == 1 && strides[1] != 1;
+
+    let mut losses = vec![0.0; rows];
+    let mut input_grads = vec![0.0; rows * inner];
+    let mut weight_grads = vec![0.0; if learned { inner * width } else { 0 }];
+    let mut bias_grads = vec![0.0; if learned && bias.is_some() { width } else { 0 }];
+    let size = block_rows(rows, width);
+    let mut logits = Vec::new();
+    let parallelism = Parallelism::Rayon(0);
+    for first in (0..rows).step_by(size) {
+        let n = size.min(rows - first);
+        match bias {
+            Some(bias) => repeat(bias, n, &mut logits),
+            None => logits.resize(n * width, 0.0),
+        }
+        let inputs = Matrix::read(&input[first * inner..], [inner as isize, 1]);
+        let scores = Matrix::dense(&mut logits, width);
+        // SAFETY: the sizes are those of the block, and its logits are used by nobody else.
+        unsafe {
+            product(
+                [n, width, inner],
+                scores,
+                bias.is_some(),
+                inputs,
+                weights,
+                parallelism,
+            )
+        };
+        likelihood::losses_and_gradients(
+            &mut logits,
+            &classes[first..first + n],
+            &mut losses[first..first + n],
+            loss,
+        );
+        let target = Matrix::dense(&mut input_grads[first * inner..], inner);
+        let scores = Matrix::read(&logits, [width as isize, 1]);
+        // SAFETY: as above, for rows of the input's gradient.
+        unsafe {
+            product(
+                [n, inner, width],
+                target,
+                false,
+                scores,
+                weights.transposed(),
+                parallelism,
+            )
+        };
+        if learned {
+            let target = match is_across {
+                true => Matrix::dense(&mut weight_grads, inner).transposed(),
+                false => Matrix::dense(&mut weight_grads, width),
+            };
+            // SAFETY: as above, for the weight's gradient, to which all blocks add.
+            unsafe {
+                product(
+                    [inner, width, n],
+                    target,
+                    first > 0,
+                    inputs.transposed(),
+                    scores,
+                    parallelism,
+                )
+            };
+            if bias.is_some() {
+                let sums = sum_columns(&logits, width);
+                bias_grads
+                    .iter_mut()
+                    .zip(sums)
+                    .for_each(|(sum, more)| *sum += more);
+            }
+        }
+    }
+    // In pieces, so that a sum of many keeps its digits.
+    let parts: Vec<f32> = losses
+        .chunks(64)
+        .map(|losses| losses.iter().sum())
+        .collect();
+    let total = parts.iter().sum::<f32>() * loss.scale as f32;
+    let weight_grads = match is_across {
+        true => tensor(
+            weight_grads,
+            Shape::new([if learned { width } else { 0 }, inner]),
+        )
+        .transpose(0, 1),
+        false => tensor(
+            weight_grads,
+            Shape::new([if learned { inner } else { 0 }, width]),
+        ),
+    };
+    let n_biases = bias_grads.len();
+    (
+        tensor(vec![total], Shape::new([1])),
+        tensor(input_grads, Shape::new([rows, inner])),
+        weight_grads,
+        tensor(bias_grads, Shape::new([n_biases])),
+    )
+}
