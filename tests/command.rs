@@ -423,6 +423,48 @@ fn a_machine_without_vulkan_is_told_so() {
     assert!(reason.contains("wgpu finds no GPU"), "{reason}");
 }
 
+/// Each operation is timed in both of its forms, and each device by a small model.
+#[test]
+fn operations_and_devices_are_measured() {
+    let bench = Bench::new();
+    let sizes = "bench ops --backend flex --d-model 8 --n-heads 2 --context-length 4 --batch-size 2 --rounds 1";
+    let sizes: Vec<&str> = sizes.split(' ').collect();
+    let mut command = bench.command(&sizes);
+    let report: Value = serde_json::from_str(&stdout(command.arg("--json"))).unwrap();
+    let operations = report["operations"].as_array().unwrap();
+    assert!(operations.len() > 8, "{operations:?}");
+    for operation in operations {
+        let [zoo, composed, ratio] =
+            ["zoo_ms", "composed_ms", "ratio"].map(|key| operation[key].as_f64().unwrap());
+        assert!((zoo / composed - ratio).abs() < 1e-9 * ratio, "{operation}");
+    }
+    let table = stdout(&mut bench.command(&sizes));
+    assert!(table.contains("head and cross-entropy"), "{table}");
+    let message = refusal(&mut bench.command(&["bench", "ops", "--n-heads", "7"]));
+    assert!(message.contains("--n-heads"), "{message}");
+
+    // A software GPU takes long for it.
+    if !burn_zoo::backend::Backend::Wgpu.is_compiled_in() {
+        let report = stdout(&mut bench.command(&["backends", "--bench", "--json"]));
+        let report: Value = serde_json::from_str(&report).unwrap();
+        let speed = |name: &str, key: &str| {
+            let mut backends = report["backends"].as_array().unwrap().iter();
+            let backend = backends.find(|backend| backend["name"] == name).unwrap();
+            backend["devices"][0][key].as_f64().unwrap()
+        };
+        for (what, key) in [
+            ("training", "train_tokens_per_second"),
+            ("decoding", "decode_tokens_per_second"),
+        ] {
+            let fastest = match speed("flex", key) > speed("ndarray", key) {
+                true => "flex",
+                false => "ndarray",
+            };
+            assert_eq!(report["fastest"][what], fastest);
+        }
+    }
+}
+
 #[test]
 fn backends_are_listed() {
     let bench = Bench::new();

@@ -1,7 +1,9 @@
-//! How fast models train, write and encode on this machine, and what it could do at most.
+//! How fast models train, write and encode on this machine, and their operations, and what it could do at most.
 
+mod device;
 mod encode;
 mod generate;
+mod operations;
 mod train;
 
 use std::hint::black_box;
@@ -12,8 +14,10 @@ use std::time::{Duration, Instant};
 use burn::tensor::Device;
 use burn_zoo_nn::{ConfigError, Transformer, TransformerConfig, init};
 
+pub use device::{DeviceSpeed, device_speed};
 pub use encode::{EncodeTimes, encode};
 pub use generate::{GenerateTimes, generate};
+pub use operations::{LayerSizes, Operation, OperationTimes, operations};
 pub use train::{Parts, TrainBench, TrainTimes};
 
 const SEED: u64 = 1337;

@@ -4,12 +4,13 @@ use std::path::PathBuf;
 
 use crate::{
     OWN_TEXT,
-    bench::{self, EncodeTimes, GenerateTimes, TrainBench, TrainTimes},
+    bench::{self, EncodeTimes, GenerateTimes, LayerSizes, OperationTimes, TrainBench, TrainTimes},
     infer::embed::SentenceEncoder,
     models::{directory, family::find_preset, gpt::GptConfig},
     nn::TransformerConfig,
 };
 use clap::Subcommand;
+use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
 use super::{BackendArgument, End, Result, print_json, progress_bar};
@@ -22,6 +23,8 @@ pub enum Command {
     Generate(GenerateArguments),
     /// Time an encoder of sentences.
     Encode(EncodeArguments),
+    /// Time each operation beside the same composed from tensor operations, forward and backward.
+    Ops(OpsArguments),
 }
 
 /// Which model, of random weights.
@@ -124,6 +127,27 @@ pub struct EncodeArguments {
     common: CommonArguments,
 }
 
+#[derive(clap::Args)]
+pub struct OpsArguments {
+    #[arg(long, value_name = "N", default_value_t = 384)]
+    d_model: usize,
+    #[arg(long, value_name = "N", default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..))]
+    n_heads: u32,
+    #[arg(long, value_name = "N", default_value_t = 65, value_parser = clap::value_parser!(u32).range(1..))]
+    vocab_size: u32,
+    /// Tokens of a sequence.
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
+    context_length: u32,
+    /// Sequences.
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
+    batch_size: u32,
+    /// Rounds to measure, after the first.
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    #[command(flatten)]
+    common: CommonArguments,
+}
+
 #[derive(Serialize)]
 struct Report<T> {
     backend: String,
@@ -162,6 +186,7 @@ pub fn run(command: &Command) -> Result<End> {
         Command::Train(arguments) => train(arguments),
         Command::Generate(arguments) => generate(arguments),
         Command::Encode(arguments) => encode(arguments),
+        Command::Ops(arguments) => operations(arguments),
     }
 }
 
@@ -295,4 +320,61 @@ fn encode(arguments: &EncodeArguments) -> Result<End> {
             ]
         },
     )
+}
+
+#[derive(Serialize)]
+struct Operations {
+    operations: Vec<OperationTimes>,
+}
+
+fn operations(arguments: &OpsArguments) -> Result<End> {
+    let sizes = LayerSizes {
+        batch_size: arguments.batch_size as usize,
+        context_length: arguments.context_length as usize,
+        d_model: arguments.d_model,
+        n_heads: arguments.n_heads as usize,
+        vocab_size: arguments.vocab_size as usize,
+    };
+    if sizes.d_model == 0 || !sizes.d_model.is_multiple_of(sizes.n_heads) {
+        let (n_heads, d_model) = (sizes.n_heads, sizes.d_model);
+        return Err(
+            format!("--d-model {d_model} must be a multiple of --n-heads {n_heads}").into(),
+        );
+    }
+    let found = arguments.common.backend.find()?;
+    let operations = bench::operations(sizes, &found.device);
+    let bar = progress_bar();
+    bar.set_length(operations.len() as u64);
+    let times = operations.iter().map(|operation| {
+        bar.inc(1);
+        operation.measure(arguments.rounds as usize)
+    });
+    let operations = times.collect();
+    bar.finish_and_clear();
+    if arguments.common.json {
+        let times = Operations { operations };
+        let backend = found.name;
+        print_json(&Report { backend, times })?;
+        return Ok(End::Done);
+    }
+    println!(
+        "on {}, forward and backward in milliseconds, medians of {}\n",
+        found.name, arguments.rounds
+    );
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(["OPERATION", "ZOO", "COMPOSED", "RATIO"]);
+    for times in operations {
+        let numbers = [times.zoo_ms, times.composed_ms, times.ratio];
+        let [zoo, composed, ratio] = numbers.map(|number| format!("{number:.3}"));
+        table.add_row([times.name, &zoo, &composed, &ratio]);
+    }
+    for (index, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, 2));
+        if index > 0 {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    println!("{}", table.trim_fmt());
+    Ok(End::Done)
 }
