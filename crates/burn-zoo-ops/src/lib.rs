@@ -217,8 +217,8 @@ pub trait TransformerOps: Backend {
         Self::class_losses_forward(logits, classes, smoothing).0
     }
 
-    /// [`class_losses`](Self::class_losses) and the log-sum-exp of each row, which only the same backend's
-    /// [`class_losses_backward`](Self::class_losses_backward) reads.
+    /// [`class_losses`](Self::class_losses) and a tensor that only the same backend's
+    /// [`class_losses_backward`](Self::class_losses_backward) reads: the composed form keeps the log-sum-exp of each row.
     #[fusion(default)]
     fn class_losses_forward(
         logits: FloatTensor<Self>,

@@ -1,4 +1,4 @@
-//! LibTorch's own kernels: activations, and attention by its fused scaled-dot-product.
+//! LibTorch's own kernels: activations, the likelihoods of classes, and attention by its fused scaled-dot-product.
 //!
 //! On a processor, training and inference use ATen's flash attention, whose backward pass
 //! recomputes the probabilities from the log-sum-exp of each row. Elsewhere (CUDA, MPS) inference
@@ -8,9 +8,12 @@
 //! cached prefix needs an explicit mask; and its kernels want as many key as query heads, so
 //! grouped heads are expanded and their gradients summed.
 
-use burn::backend::{TensorMetadata, tensor::FloatTensor};
+use burn::backend::{
+    TensorMetadata,
+    tensor::{FloatTensor, IntTensor},
+};
 use burn_tch::{LibTorch, TchTensor};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use crate::{Activation, AttentionMask, ScoreBias, Scoring, TransformerOps, attention};
 
@@ -148,6 +151,41 @@ impl TransformerOps for LibTorch {
             Activation::GeluTanh => input.tensor.gelu_backward(&grad.tensor, "tanh"),
             Activation::Silu => input.tensor.silu_backward(&grad.tensor),
         })
+    }
+
+    /// Saves the logarithms of the probabilities.
+    fn class_losses_forward(
+        logits: FloatTensor<Self>,
+        classes: IntTensor<Self>,
+        smoothing: f64,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let logarithms = logits.tensor.log_softmax(-1, None);
+        let classes = classes.tensor.to_kind(Kind::Int64).unsqueeze(-1);
+        let mut expected = logarithms.gather(-1, &classes, false).squeeze_dim(-1);
+        if smoothing > 0.0 {
+            let mean = logarithms.mean_dim(Some([-1].as_slice()), false, None);
+            expected = expected.lerp(&mean, smoothing);
+        }
+        (TchTensor::new(-expected), TchTensor::new(logarithms))
+    }
+
+    fn class_losses_backward(
+        _logits: FloatTensor<Self>,
+        classes: IntTensor<Self>,
+        saved: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        smoothing: f64,
+    ) -> FloatTensor<Self> {
+        let classes = classes.tensor.to_kind(Kind::Int64).unsqueeze(-1);
+        let grad = grad.tensor.unsqueeze(-1);
+        let mut difference = saved.tensor.exp();
+        if smoothing > 0.0 {
+            let n_classes = *difference.size().last().expect("rows of classes");
+            let _ = difference.g_sub_scalar_(smoothing / n_classes as f64);
+        }
+        let _ = difference.g_mul_(&grad);
+        let wanted = grad * (smoothing - 1.0);
+        TchTensor::new(difference.scatter_add_(-1, &classes, &wanted))
     }
 
     fn masked_attention_forward(

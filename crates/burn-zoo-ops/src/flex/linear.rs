@@ -50,13 +50,18 @@ pub(super) fn forward(input: FlexTensor, affine: Affine<Flex>) -> FlexTensor {
     let mut output = Vec::new();
     match &bias {
         Some((bias, range)) => repeat(&bias.storage::<f32>()[range.clone()], rows, &mut output),
-        None => output.resize(rows * width, 0.0),
+        // Nothing is summed.
+        None if inner == 0 => output.resize(rows * width, 0.0),
+        None => {}
+    }
+    if inner == 0 {
+        return tensor(output, Shape::from(shape));
     }
     let strides = weight.layout().strides();
     let left = Matrix::read(input, [inner as isize, 1]);
     let right = &weight.storage::<f32>()[weight.layout().start_offset()..];
     let right = Matrix::read(right, [strides[0], strides[1]]);
-    let target = Matrix::dense(&mut output, width);
+    let target = Matrix::room(&mut output, rows, width);
     let (sizes, is_added) = ([rows, width, inner], bias.is_some());
     let is_parallel = rows * inner * width >= PARALLEL;
     if is_parallel && rows <= FEW {
@@ -76,6 +81,8 @@ pub(super) fn forward(input: FlexTensor, affine: Affine<Flex>) -> FlexTensor {
         // SAFETY: there is one piece.
         unsafe { product(sizes, target, is_added, left, right, parallelism) };
     }
+    // SAFETY: the bias or the product has written each value.
+    unsafe { output.set_len(rows * width) };
     tensor(output, Shape::from(shape))
 }
 

@@ -27,6 +27,15 @@ impl Matrix {
         }
     }
 
+    /// Rows side by side in the room of a vector, which need not be written before.
+    pub(super) fn room(values: &mut Vec<f32>, rows: usize, width: usize) -> Self {
+        values.reserve((rows * width).saturating_sub(values.len()));
+        Self {
+            values: values.as_mut_ptr(),
+            strides: [width as isize, 1],
+        }
+    }
+
     /// Without the first rows.
     pub(super) fn skip_rows(self, rows: usize) -> Self {
         let values = self.values.wrapping_offset(rows as isize * self.strides[0]);
@@ -50,7 +59,7 @@ impl Matrix {
 // SAFETY: it is used by the rules of `product`, for all threads together.
 unsafe impl Sync for Matrix {}
 
-/// `target = [target +] left · right` of sizes `[m, k]` and `[k, n]`.
+/// `target = [target +] left · right` of sizes `[m, k]` and `[k, n]`. What is not added to need not be written before.
 ///
 /// # Safety
 ///
@@ -63,6 +72,7 @@ pub(super) unsafe fn product(
     right: Matrix,
     parallelism: Parallelism,
 ) {
+    debug_assert!(k > 0, "a sum of nothing writes nothing");
     let ([target_row, target_column], [left_row, left_column], [right_row, right_column]) =
         (target.strides, left.strides, right.strides);
     // SAFETY: as promised.

@@ -36,74 +36,63 @@ pub(super) fn forward(
     let is_across = strides[0] == 1 && strides[1] != 1;
 
     let mut losses = vec![0.0; rows];
-    let mut input_grads = vec![0.0; rows * inner];
-    let mut weight_grads = vec![0.0; if learned { inner * width } else { 0 }];
+    let (mut input_grads, mut weight_grads) = (Vec::new(), Vec::new());
+    let input_target = Matrix::room(&mut input_grads, rows, inner);
+    let weight_target = match (learned, is_across) {
+        (false, _) => None,
+        (true, true) => Some(Matrix::room(&mut weight_grads, width, inner).transposed()),
+        (true, false) => Some(Matrix::room(&mut weight_grads, inner, width)),
+    };
     let mut bias_grads = vec![0.0; if learned && bias.is_some() { width } else { 0 }];
     let size = block_rows(rows, width);
     let mut logits = Vec::new();
-    let parallelism = Parallelism::Rayon(0);
+    // SAFETY: each product has the sizes of its block, and writes what nobody else uses: the logits, rows of the input's
+    // gradient, and the weight's gradient, to which the blocks add one after the other. All is written before it is read.
+    let multiply = |sizes, target, is_added, left, right| unsafe {
+        product(sizes, target, is_added, left, right, Parallelism::Rayon(0));
+    };
     for first in (0..rows).step_by(size) {
         let n = size.min(rows - first);
         match bias {
             Some(bias) => repeat(bias, n, &mut logits),
-            None => logits.resize(n * width, 0.0),
+            None => logits.clear(),
         }
         let inputs = Matrix::read(&input[first * inner..], [inner as isize, 1]);
-        let scores = Matrix::dense(&mut logits, width);
-        // SAFETY: the sizes are those of the block, and its logits are used by nobody else.
-        unsafe {
-            product(
-                [n, width, inner],
-                scores,
-                bias.is_some(),
-                inputs,
-                weights,
-                parallelism,
-            )
-        };
+        let scores = Matrix::room(&mut logits, n, width);
+        multiply([n, width, inner], scores, bias.is_some(), inputs, weights);
+        // SAFETY: the product has written them.
+        unsafe { logits.set_len(n * width) };
         likelihood::losses_and_gradients(
             &mut logits,
             &classes[first..first + n],
             &mut losses[first..first + n],
             loss,
         );
-        let target = Matrix::dense(&mut input_grads[first * inner..], inner);
         let scores = Matrix::read(&logits, [width as isize, 1]);
-        // SAFETY: as above, for rows of the input's gradient.
-        unsafe {
-            product(
-                [n, inner, width],
-                target,
-                false,
-                scores,
-                weights.transposed(),
-                parallelism,
-            )
-        };
-        if learned {
-            let target = match is_across {
-                true => Matrix::dense(&mut weight_grads, inner).transposed(),
-                false => Matrix::dense(&mut weight_grads, width),
-            };
-            // SAFETY: as above, for the weight's gradient, to which all blocks add.
-            unsafe {
-                product(
-                    [inner, width, n],
-                    target,
-                    first > 0,
-                    inputs.transposed(),
-                    scores,
-                    parallelism,
-                )
-            };
-            if bias.is_some() {
-                let sums = sum_columns(&logits, width);
-                bias_grads
-                    .iter_mut()
-                    .zip(sums)
-                    .for_each(|(sum, more)| *sum += more);
-            }
+        let target = input_target.skip_rows(first);
+        multiply(
+            [n, inner, width],
+            target,
+            false,
+            scores,
+            weights.transposed(),
+        );
+        if let Some(target) = weight_target {
+            let sizes = [inner, width, n];
+            multiply(sizes, target, first > 0, inputs.transposed(), scores);
         }
+        if !bias_grads.is_empty() {
+            let sums = sum_columns(&logits, width);
+            bias_grads
+                .iter_mut()
+                .zip(sums)
+                .for_each(|(sum, more)| *sum += more);
+        }
+    }
+    // SAFETY: the products have written them.
+    unsafe {
+        input_grads.set_len(rows * inner);
+        weight_grads.set_len(if learned { inner * width } else { 0 });
     }
     // In pieces, so that a sum of many keeps its digits.
     let parts: Vec<f32> = losses
