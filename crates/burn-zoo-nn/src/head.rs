@@ -289,6 +289,11 @@ impl Head {
         self.config.language().is_some()
     }
 
+    /// Whether it scores the vocabulary and pairs of texts.
+    pub(crate) fn is_for_pretraining(&self) -> bool {
+        matches!(self.config, HeadConfig::Pretraining(_))
+    }
+
     /// From the last hidden state `[batch, seq, d_model]`, the pooled one `[batch, d_model]`, the tokens
     /// `[batch, seq]` and which of them are real, all when none. `embedding` is the token embedding
     /// `[vocab_size, d_model]`.

@@ -42,7 +42,8 @@ impl VocabularyScores {
             } if hidden.dtype() == DType::F32 => {
                 projected_loss(hidden, weight, bias, classes, loss)
             }
-            // In 16 bits, a sum over a vocabulary keeps hardly a digit, and gradients need the scale of the loss.
+            // In 16 bits, a sum over a vocabulary keeps hardly a digit, and gradients need the scale of the loss before
+            // they are made: the logits are made whole, and cast.
             scores => {
                 let logits = scores.logits().cast(FloatDType::F32);
                 negative_log_likelihood(logits, classes, loss.smoothing).sum() * loss.scale

@@ -407,9 +407,12 @@ impl Transformer {
         inputs: Inputs,
         asked: Option<Tensor<1, Int>>,
     ) -> (VocabularyScores, Tensor<2>, Vec<Routing>) {
+        assert!(
+            self.head.is_for_pretraining(),
+            "pre-training needs a head for tokens and pairs"
+        );
         let (hidden, pass) = self.read(inputs);
-        let pooled = self.pool(&hidden);
-        let pooled = pooled.expect("pre-training needs a head for tokens and pairs");
+        let pooled = self.pool(&hidden).expect("the configuration was validated");
         let relations = self.head.classify(pooled);
         let scores = self.head.scores(rows(hidden, asked), &self.embedding.token);
         (scores, relations, pass.routing)

@@ -8,10 +8,11 @@ use burn::tensor::{Device, Tensor};
 use burn_zoo_nn::{TransformerConfig, head::Projection};
 
 /// Floating-point operations of one token's forward and backward pass: 6 for each parameter that multiplies,
-/// and 12 · heads · head width · `seq` for the scores and sums of each attention.
+/// and 12 · heads · head width · `seq` for the scores and sums of each attention. The head's parameters multiply only the
+/// share of the tokens that is `scored`: those that a masked language model is asked for.
 ///
 /// As in the paper, a causal attention counts whole, and what is computed again does not count.
-pub fn per_token(config: &TransformerConfig, seq: usize) -> f64 {
+pub fn per_token(config: &TransformerConfig, seq: usize, scored: f64) -> f64 {
     let stacks = config.encoder.iter().chain([&config.stack]);
     let attentions = stacks
         .flat_map(|stack| &stack.blocks)
@@ -19,20 +20,32 @@ pub fn per_token(config: &TransformerConfig, seq: usize) -> f64 {
     let width: usize = attentions
         .map(|attention| attention.n_heads * attention.head_dim)
         .sum();
-    6.0 * n_multiplying(config) as f64 + 12.0 * (width * seq) as f64
+    let head = n_in_head(config) as f64;
+    let multiplying = n_multiplying(config) as f64 - (1.0 - scored) * head;
+    6.0 * multiplying + 12.0 * (width * seq) as f64
 }
 
 /// How many parameters multiply each token. Embedding tables do not, unless one is the head as well; of a mixture
 /// only the experts that a token takes do.
 pub fn n_multiplying(config: &TransformerConfig) -> usize {
-    let tied = config
+    config.n_active_parameters() - config.embedding.n_parameters() + n_tied(config)
+}
+
+/// Parameters of the embedding that multiply as the head.
+fn n_tied(config: &TransformerConfig) -> usize {
+    let head = config.head.language();
+    head.map_or(0, |head| match head.projection {
+        Projection::Tied => config.vocab_size() * config.d_model(),
+        Projection::Untied => 0,
+    })
+}
+
+/// Parameters of the head, its projection included.
+fn n_in_head(config: &TransformerConfig) -> usize {
+    config
         .head
-        .language()
-        .map_or(0, |head| match head.projection {
-            Projection::Tied => config.vocab_size() * config.d_model(),
-            Projection::Untied => 0,
-        });
-    config.n_active_parameters() - config.embedding.n_parameters() + tied
+        .n_parameters(config.vocab_size(), config.d_model())
+        + n_tied(config)
 }
 
 /// Operations per second of the fastest square matrix product that was found on a device, in its default
@@ -86,6 +99,6 @@ mod tests {
         let norms = 3 * (8 + 8);
         let head = 11 * 8;
         let expected = 6 * (attention + feed_forward + norms + head) + 12 * 8 * 16;
-        assert_eq!(per_token(&config, 16), f64::from(expected));
+        assert_eq!(per_token(&config, 16, 1.0), f64::from(expected));
     }
 }

@@ -504,7 +504,6 @@ fn summarise(
     peak_flops: Option<f64>,
 ) -> Result<Summary, RunError> {
     let config = &task.architecture.transformer;
-    let flops_per_token = flops::per_token(config, config.context_length());
     // Of all tokens of a step, also those of which nothing is asked. Labelled texts have any length.
     let LoopConfig {
         batch_size,
@@ -512,6 +511,11 @@ fn summarise(
         ..
     } = recipe.training;
     let n_read = state.step * batch_size * accumulation * config.context_length();
+    let scored = match task.data {
+        Data::Labelled(_) => 1.0,
+        _ => (state.tokens as f64 / n_read.max(1) as f64).min(1.0),
+    };
+    let flops_per_token = flops::per_token(config, config.context_length(), scored);
     let flops = match task.data {
         Data::Labelled(_) => None,
         _ => Some(flops_per_token * n_read as f64 / state.training_seconds),

@@ -30,12 +30,15 @@ pub struct TrainBench {
     flops_per_token: f64,
 }
 
+/// An encoder is asked for one of so many tokens.
+const MASKED: usize = 7;
+
 /// The parts of a step, each until the device has finished it.
 #[derive(Clone, Copy, Debug)]
 pub struct Parts {
-    /// The forward pass and the loss.
+    /// The forward pass and the loss, with the gradients of the head, which are made with it.
     pub forward: Duration,
-    /// The gradients.
+    /// The other gradients.
     pub backward: Duration,
     /// Clipping and the optimiser.
     pub optimizer: Duration,
@@ -48,9 +51,9 @@ pub struct TrainTimes {
     pub step_ms: f64,
     /// The shortest.
     pub min_step_ms: f64,
-    /// The forward pass and the loss.
+    /// The forward pass and the loss, with the gradients of the head, which are made with it.
     pub forward_ms: f64,
-    /// The gradients.
+    /// The other gradients.
     pub backward_ms: f64,
     /// Clipping and the optimiser.
     pub optimizer_ms: f64,
@@ -115,6 +118,8 @@ impl TrainBench {
         // Any tokens will do: a step costs the same whatever it learns.
         let n_tokens = batch_size * seq;
         let vocab_size = model.vocab_size();
+        let asked_of = if is_decoder { 1 } else { MASKED };
+        let scored = n_tokens.div_ceil(asked_of) as f64 / n_tokens as f64;
         let batches = (0..8).map(|number| {
             let drawn = tokens(number * n_tokens..(number + 1) * n_tokens + 1, vocab_size);
             let matrix = |ids: Vec<i32>| {
@@ -126,7 +131,7 @@ impl TrainBench {
                 return TokenBatch::new(matrix(inputs), matrix(next), None);
             }
             let targets = inputs.iter().enumerate();
-            let targets = targets.map(|(place, &token)| match place % 7 {
+            let targets = targets.map(|(place, &token)| match place % MASKED {
                 0 => token,
                 _ => NOT_ASKED,
             });
@@ -140,7 +145,7 @@ impl TrainBench {
             next: 0,
             device: device.clone(),
             n_tokens,
-            flops_per_token: flops::per_token(model, seq),
+            flops_per_token: flops::per_token(model, seq, scored),
         })
     }
 

@@ -1,5 +1,7 @@
 //! `burn-zoo backends`.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use crate::backend::{self, Backend, FoundDevice, Hardware};
 use crate::bench::{DeviceSpeed, device_speed};
 use comfy_table::{Table, presets};
@@ -57,7 +59,7 @@ struct AutoReport {
 pub fn run(arguments: &Arguments) -> Result<End> {
     let mut backends: Vec<BackendReport> = Backend::ALL.map(describe).into();
     if arguments.bench {
-        measure(&mut backends)?;
+        measure(&mut backends);
     }
     let report = Report {
         fastest: fastest(&backends),
@@ -96,16 +98,28 @@ fn describe(backend: Backend) -> BackendReport {
 }
 
 /// Measures every device.
-fn measure(backends: &mut [BackendReport]) -> Result<()> {
+fn measure(backends: &mut [BackendReport]) {
     let devices = || backends.iter().flat_map(|backend| &backend.devices);
     let bar = progress_bar();
     bar.set_length(devices().count() as u64);
     for device in backends.iter_mut().flat_map(|backend| &mut backend.devices) {
-        device.speed = Some(device_speed(&backend::find(&device.name)?.device)?);
+        // A driver that fails has no speed; the others are measured.
+        let speed =
+            || -> Result<DeviceSpeed> { Ok(device_speed(&backend::find(&device.name)?.device)) };
+        device.speed = match catch_unwind(AssertUnwindSafe(speed)) {
+            Ok(Ok(speed)) => Some(speed),
+            Ok(Err(error)) => {
+                eprintln!("{}: {error}", device.name);
+                None
+            }
+            Err(_) => {
+                eprintln!("{}: the driver failed", device.name);
+                None
+            }
+        };
         bar.inc(1);
     }
     bar.finish_and_clear();
-    Ok(())
 }
 
 fn fastest(backends: &[BackendReport]) -> Option<Fastest> {

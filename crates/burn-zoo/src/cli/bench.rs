@@ -346,8 +346,9 @@ fn operations(arguments: &OpsArguments) -> Result<End> {
     let bar = progress_bar();
     bar.set_length(operations.len() as u64);
     let times = operations.iter().map(|operation| {
+        let times = operation.measure(arguments.rounds as usize);
         bar.inc(1);
-        operation.measure(arguments.rounds as usize)
+        times
     });
     let operations = times.collect();
     bar.finish_and_clear();
