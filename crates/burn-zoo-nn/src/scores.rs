@@ -5,6 +5,10 @@ use burn_zoo_ops::{ClassLoss, linear, negative_log_likelihood, projected_loss};
 
 /// Scores of the vocabulary, a row for each token.
 #[derive(Clone, Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one is made in a step, and used at once"
+)]
 pub enum VocabularyScores {
     /// Logits `[rows, vocab_size]`.
     Logits(Tensor<2>),
