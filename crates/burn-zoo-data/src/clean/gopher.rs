@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::scan::{count_characters, split_whitespace};
+use super::scan::Text;
 use super::{Outcome, Problem};
 
 /// What a document of good quality looks like. The defaults are the paper's.
@@ -69,20 +69,21 @@ impl GopherConfig {
         Ok(())
     }
 
-    pub(super) fn judge(&self, text: &str) -> Outcome {
+    pub(super) fn judge(&self, text: &Text) -> Outcome {
         self.bad_words(text)
-            .or_else(|| self.bad_lines(text))
+            .or_else(|| self.bad_lines(text.text))
             .map_or(Outcome::Keep, Outcome::Drop)
     }
 
-    fn bad_words(&self, text: &str) -> Option<String> {
+    fn bad_words(&self, text: &Text) -> Option<String> {
         let (mut words, mut characters, mut alphabetic) = (0usize, 0usize, 0usize);
         let mut missing: Vec<&str> = self.stop_words.iter().map(String::as_str).collect();
         let needed = self.stop_words.len() - self.min_stop_words;
-        for word in split_whitespace(text) {
+        for found in text.words() {
+            let word = text.spelled(found);
             words += 1;
-            characters += count_characters(word);
-            alphabetic += usize::from(word.chars().any(char::is_alphabetic));
+            characters += found.characters;
+            alphabetic += usize::from(has_letter(word));
             if missing.len() > needed {
                 let bare = word.trim_matches(|c: char| !c.is_alphanumeric());
                 missing.retain(|stop| !stop.eq_ignore_ascii_case(bare));
@@ -99,8 +100,8 @@ impl GopherConfig {
         if words > 0 && !(self.min_mean_word_length..=self.max_mean_word_length).contains(&length) {
             return Some(format!("words of {length:.1} characters on average"));
         }
-        let ellipses = text.matches("...").count() + text.matches('…').count();
-        for (symbol, count) in [("#", text.matches('#').count()), ("...", ellipses)] {
+        let ellipses = text.text.matches("...").count() + text.text.matches('…').count();
+        for (symbol, count) in [("#", text.text.matches('#').count()), ("...", ellipses)] {
             if per_word(count) > self.max_symbols_per_word {
                 return Some(format!("{:.2} `{symbol}` for each word", per_word(count)));
             }
@@ -137,6 +138,11 @@ impl GopherConfig {
     }
 }
 
+fn has_letter(word: &str) -> bool {
+    let is_ascii_letter = word.bytes().any(|byte| byte.is_ascii_alphabetic());
+    is_ascii_letter || (!word.is_ascii() && word.chars().any(char::is_alphabetic))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -149,9 +155,13 @@ mod tests {
         lines
     }
 
+    fn judge_text(text: &str) -> Outcome {
+        GopherConfig::default().judge(&Text::new(text))
+    }
+
     fn judge(lines: &[Vec<String>]) -> Outcome {
         let lines: Vec<String> = lines.iter().map(|line| line.join(" ")).collect();
-        GopherConfig::default().judge(&lines.join("\n"))
+        judge_text(&lines.join("\n"))
     }
 
     /// The outcomes for the good text with its first `n - 1`, and `n`, words changed, counted from
@@ -178,7 +188,7 @@ mod tests {
         let short = judge(&good()[..4]);
         assert_eq!(short, dropped("40 words, fewer than 50"));
         let long = "the words with ".repeat(33_334);
-        let long = GopherConfig::default().judge(&long);
+        let long = judge_text(&long);
         assert_eq!(long, dropped("100002 words, more than 100000"));
         // 60 · 0.1 = 6 symbols are allowed.
         let [six, seven] = around(7, |word| format!("{word}#"));
@@ -211,14 +221,13 @@ mod tests {
     #[test]
     fn the_mean_word_length_is_in_characters() {
         let text = |word: &str| format!("the with {}", format!("{word} ").repeat(98));
-        let config = GopherConfig::default();
         assert_eq!(
-            config.judge(&text("éé")),
+            judge_text(&text("éé")),
             dropped("words of 2.0 characters on average")
         );
-        assert_eq!(config.judge(&text("ééé")), Outcome::Keep);
+        assert_eq!(judge_text(&text("ééé")), Outcome::Keep);
         assert_eq!(
-            config.judge(&text("ééééééééééé")),
+            judge_text(&text("ééééééééééé")),
             dropped("words of 10.8 characters on average")
         );
     }
@@ -236,7 +245,7 @@ mod tests {
                     }
                 })
                 .collect();
-            GopherConfig::default().judge(&lines.join("\n\n"))
+            judge_text(&lines.join("\n\n"))
         };
         let bullet = |line: &str| format!("  • {line}");
         assert_eq!(lines(20, 18, &bullet), Outcome::Keep);

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::scan::split_whitespace;
+use super::scan::{Text, count_characters};
 use super::{Outcome, Problem};
 
 /// The shortest and the longest document that is kept. Words are separated by white space. What
@@ -37,9 +37,9 @@ impl LengthConfig {
         Ok(())
     }
 
-    pub(super) fn judge(&self, text: &str) -> Outcome {
-        let characters = || text.chars().count();
-        let words = || split_whitespace(text).count();
+    pub(super) fn judge(&self, text: &Text) -> Outcome {
+        let characters = || count_characters(text.text);
+        let words = || text.words().len();
         outside(
             self.min_characters,
             self.max_characters,
@@ -81,10 +81,16 @@ mod tests {
             ..LengthConfig::default()
         };
         let drop = |why: &str| Outcome::Drop(why.to_owned());
-        assert_eq!(limits.judge("été"), Outcome::Keep);
-        assert_eq!(limits.judge("ét"), drop("2 characters, fewer than 3"));
-        assert_eq!(limits.judge("a b"), Outcome::Keep);
-        assert_eq!(limits.judge("a b\nc"), drop("3 words, more than 2"));
-        assert_eq!(LengthConfig::default().judge(""), Outcome::Keep);
+        assert_eq!(limits.judge(&Text::new("été")), Outcome::Keep);
+        assert_eq!(
+            limits.judge(&Text::new("ét")),
+            drop("2 characters, fewer than 3")
+        );
+        assert_eq!(limits.judge(&Text::new("a b")), Outcome::Keep);
+        assert_eq!(
+            limits.judge(&Text::new("a b\nc")),
+            drop("3 words, more than 2")
+        );
+        assert_eq!(LengthConfig::default().judge(&Text::new("")), Outcome::Keep);
     }
 }

@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use contamination::Contamination;
 use language::Languages;
+use scan::Text;
 use stop_words::StopWords;
 
 pub use duplicates::{
@@ -300,21 +301,23 @@ impl Outcome {
 }
 
 /// A step that looks at one document after the other, with what it looks up at hand.
-type Compiled = Box<dyn Fn(&str) -> Outcome + Send + Sync>;
+type Compiled = Box<dyn Fn(&Text) -> Outcome + Send + Sync>;
 
 /// Nothing for the steps that compare documents.
 fn compile(step: &Step) -> Result<Option<Compiled>, (&'static str, Problem)> {
     let compiled: Compiled = match step.clone() {
-        Step::Html => Box::new(|text| Outcome::changed(text, html_to_text(text))),
-        Step::Wikitext => Box::new(|text| Outcome::changed(text, wikitext_to_prose(text))),
+        Step::Html => Box::new(|text| Outcome::changed(text.text, html_to_text(text.text))),
+        Step::Wikitext => {
+            Box::new(|text| Outcome::changed(text.text, wikitext_to_prose(text.text)))
+        }
         Step::Unicode {
             form,
             remove_invisible,
-        } => Box::new(move |text| normalise::unicode(text, form, remove_invisible)),
-        Step::Lowercase => Box::new(normalise::lowercase),
+        } => Box::new(move |text| normalise::unicode(text.text, form, remove_invisible)),
+        Step::Lowercase => Box::new(|text| normalise::lowercase(text.text)),
         Step::StopWords { language } => {
             let words = StopWords::new(&language).map_err(|problem| ("language", problem))?;
-            Box::new(move |text| words.remove(text))
+            Box::new(move |text| words.remove(text.text))
         }
         Step::Language {
             keep,
@@ -323,7 +326,7 @@ fn compile(step: &Step) -> Result<Option<Compiled>, (&'static str, Problem)> {
             Problem::unless_fraction(min_confidence).map_err(|bad| ("min_confidence", bad))?;
             let languages =
                 Languages::new(&keep, min_confidence).map_err(|problem| ("keep", problem))?;
-            Box::new(move |text| languages.check(text))
+            Box::new(move |text| languages.check(text.text))
         }
         Step::Length(config) => {
             config.check()?;
@@ -341,7 +344,7 @@ fn compile(step: &Step) -> Result<Option<Compiled>, (&'static str, Problem)> {
             Problem::unless_within(n_gram, 100).map_err(|bad| ("n_gram", bad))?;
             let contamination =
                 Contamination::new(&files, n_gram).map_err(|problem| ("files", problem))?;
-            Box::new(move |text| contamination.check(text))
+            Box::new(move |text| contamination.check(text.text))
         }
         Step::ExactDuplicates | Step::NearDuplicates(_) => return Ok(None),
     };
@@ -428,16 +431,18 @@ impl Cleaner {
     }
 
     fn clean_document(&self, mut document: Document, report: &mut Report) -> Option<Document> {
+        let mut text = Text::new(&document.text);
         for (step, report) in self.steps.iter().zip(&mut report.steps) {
-            match step(&document.text) {
+            match step(&text) {
                 Outcome::Keep => report.keep(document.text.len()),
-                Outcome::Change(text) if text.trim().is_empty() => {
+                Outcome::Change(new) if new.trim().is_empty() => {
                     report.drop(&document, "no text is left".to_owned());
                     return None;
                 }
-                Outcome::Change(text) => {
-                    report.change(document.text.len(), text.len());
-                    document.text = text;
+                Outcome::Change(new) => {
+                    report.change(document.text.len(), new.len());
+                    document.text = new;
+                    text = Text::new(&document.text);
                 }
                 Outcome::Drop(why) => {
                     report.drop(&document, why);

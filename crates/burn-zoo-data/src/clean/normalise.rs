@@ -6,6 +6,7 @@ use unicode_normalization::{
 };
 
 use super::Outcome;
+use super::scan::runs;
 
 /// A normal form of Unicode (Unicode Standard Annex #15).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,14 +24,16 @@ pub enum Form {
 }
 
 impl Form {
+    /// Whether a text is certainly in the form. ASCII is in every form, and separates what is
+    /// around it: only what changes with a neighbour before it could differ, which is not certain.
     fn holds(self, text: &str) -> bool {
         let quick = match self {
-            Self::Nfc => is_nfc_quick(text.chars()),
-            Self::Nfd => is_nfd_quick(text.chars()),
-            Self::Nfkc => is_nfkc_quick(text.chars()),
-            Self::Nfkd => is_nfkd_quick(text.chars()),
+            Self::Nfc => |run: &str| is_nfc_quick(run.chars()),
+            Self::Nfd => |run: &str| is_nfd_quick(run.chars()),
+            Self::Nfkc => |run: &str| is_nfkc_quick(run.chars()),
+            Self::Nfkd => |run: &str| is_nfkd_quick(run.chars()),
         };
-        quick == IsNormalized::Yes
+        runs(text).all(|(_, others)| quick(others) == IsNormalized::Yes)
     }
 
     fn of(self, text: &str) -> String {
@@ -48,7 +51,7 @@ impl Form {
 pub(super) fn unicode(text: &str, form: Form, remove_invisible: bool) -> Outcome {
     let visible = (remove_invisible && has_invisible(text)).then(|| without_invisible(text));
     let current = visible.as_deref().unwrap_or(text);
-    if current.is_ascii() || form.holds(current) {
+    if form.holds(current) {
         return visible.map_or(Outcome::Keep, Outcome::Change);
     }
     Outcome::changed(text, form.of(current))
@@ -67,11 +70,18 @@ fn is_invisible(character: char) -> bool {
 }
 
 fn has_invisible(text: &str) -> bool {
-    if text.is_ascii() {
-        text.bytes().any(|byte| is_invisible(char::from(byte)))
-    } else {
-        text.chars().any(is_invisible)
-    }
+    runs(text).any(|(ascii, others)| has_control(ascii) || others.chars().any(is_invisible))
+}
+
+/// Whether there is an invisible character in ASCII; in blocks, which processors compare at once.
+fn has_control(ascii: &str) -> bool {
+    let is_control = |byte: u8| (byte < b' ' && byte != b'\t' && byte != b'\n') || byte == 0x7f;
+    let any = |block: &[u8]| {
+        block
+            .iter()
+            .fold(false, |any, &byte| any | is_control(byte))
+    };
+    ascii.as_bytes().chunks(64).any(any)
 }
 
 fn without_invisible(text: &str) -> String {
@@ -89,7 +99,18 @@ fn without_invisible(text: &str) -> String {
 
 /// The text in lower case.
 pub(super) fn lowercase(text: &str) -> Outcome {
-    Outcome::changed(text, text.to_lowercase())
+    // A sigma at the end of a word has a lower case of its own, so it depends on what is around.
+    if text.contains('Σ') {
+        return Outcome::changed(text, text.to_lowercase());
+    }
+    let mut lower = String::with_capacity(text.len());
+    for (ascii, others) in runs(text) {
+        let start = lower.len();
+        lower.push_str(ascii);
+        lower[start..].make_ascii_lowercase();
+        lower.extend(others.chars().flat_map(char::to_lowercase));
+    }
+    Outcome::changed(text, lower)
 }
 
 #[cfg(test)]
@@ -121,6 +142,20 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn lower_case_is_that_of_the_standard_library(text in "[a-zA-ZÀ-ÿΑ-Ωİ ]{0,60}|\\PC{0,40}") {
+            let lower = match lowercase(&text) {
+                Outcome::Change(lower) => lower,
+                _ => text.clone(),
+            };
+            prop_assert_eq!(lower, text.to_lowercase());
+        }
+
+        #[test]
+        fn ascii_is_invisible_alike_in_blocks(text in "[\\x00-\\x7f]{0,200}") {
+            prop_assert_eq!(has_control(&text), text.chars().any(is_invisible));
+        }
+
         #[test]
         fn the_result_is_normal_and_stays(text in "\\PC{0,40}|[ -~\r\n]{0,40}") {
             for form in [Form::Nfc, Form::Nfd, Form::Nfkc, Form::Nfkd] {

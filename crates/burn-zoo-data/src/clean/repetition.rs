@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::hash::{HashMap, HashSet};
-use super::scan::{count_characters, split_whitespace};
+use super::scan::{Text, count_characters};
 use super::{Outcome, Problem};
 
 /// How much of a document may repeat itself, as fractions. The defaults are the paper's.
@@ -67,8 +67,8 @@ impl RepetitionConfig {
             .try_for_each(|(key, limit)| Problem::unless_fraction(limit).map_err(|bad| (key, bad)))
     }
 
-    pub(super) fn judge(&self, text: &str) -> Outcome {
-        self.repeated_parts(text)
+    pub(super) fn judge(&self, text: &Text) -> Outcome {
+        self.repeated_parts(text.text)
             .or_else(|| self.repeated_n_grams(text))
             .map_or(Outcome::Keep, Outcome::Drop)
     }
@@ -102,7 +102,7 @@ impl RepetitionConfig {
         Some(format!("{:.0} % {what}", 100.0 * found))
     }
 
-    fn repeated_n_grams(&self, text: &str) -> Option<String> {
+    fn repeated_n_grams(&self, text: &Text) -> Option<String> {
         let mut n_grams = NGrams::new(text);
         for (n, limit) in (2..).zip(self.top_n_gram_characters) {
             n_grams.lengthen();
@@ -178,16 +178,17 @@ struct NGrams {
 
 impl NGrams {
     /// Of single words.
-    fn new(text: &str) -> Self {
-        let expected = text.len() / 8;
-        let mut seen = HashMap::with_capacity_and_hasher(expected, Default::default());
-        let mut counts = Vec::new();
-        let mut words = Vec::new();
-        let mut before = vec![0];
+    fn new(text: &Text) -> Self {
+        let n_words = text.words().len();
+        let mut seen = HashMap::with_capacity_and_hasher(n_words / 2, Default::default());
+        let mut counts = Vec::with_capacity(n_words / 2);
+        let mut words = Vec::with_capacity(n_words);
+        let mut before = Vec::with_capacity(n_words + 1);
+        before.push(0);
         let mut characters = 0;
-        for word in split_whitespace(text) {
-            words.push(count(&mut seen, &mut counts, word));
-            characters += count_characters(word);
+        for word in text.words() {
+            words.push(count(&mut seen, &mut counts, text.spelled(word)));
+            characters += word.characters;
             before.push(characters);
         }
         let mut n_grams = Self {
@@ -321,7 +322,7 @@ mod tests {
             words in prop::collection::vec("a|b|ab|é|ccc", 0..40),
         ) {
             let text = words.join(" ");
-            let mut n_grams = NGrams::new(&text);
+            let mut n_grams = NGrams::new(&Text::new(&text));
             for n in 2..8 {
                 n_grams.lengthen();
                 let (top, duplicated) = brute_force(&text, n);
@@ -343,8 +344,12 @@ mod tests {
             let text = words.join(" ");
             let top = (2..5).any(|n| brute_force(&text, n).0 > limit);
             let duplicated = (5..11).any(|n| brute_force(&text, n).1 > limit);
-            prop_assert_eq!(config.repeated_n_grams(&text).is_some(), top || duplicated);
+            prop_assert_eq!(config.repeated_n_grams(&Text::new(&text)).is_some(), top || duplicated);
         }
+    }
+
+    fn judge(config: &RepetitionConfig, text: &str) -> Outcome {
+        config.judge(&Text::new(text))
     }
 
     /// Words that never repeat, so many.
@@ -361,11 +366,11 @@ mod tests {
     #[test]
     fn each_rule_has_the_limit_of_the_paper() {
         let config = RepetitionConfig::default();
-        assert_eq!(config.judge(&fresh(0, 500)), Outcome::Keep);
+        assert_eq!(judge(&config, &fresh(0, 500)), Outcome::Keep);
         let lines = |fresh_lines: usize, short: usize, separator: &str| {
             let mut lines: Vec<String> = (0..fresh_lines).map(|i| fresh(i * 9, 9)).collect();
             lines.extend(vec!["x".to_owned(); short]);
-            config.judge(&lines.join(separator))
+            judge(&config, &lines.join(separator))
         };
         assert_eq!(lines(7, 4, "\n"), Outcome::Keep);
         assert_eq!(
@@ -379,12 +384,12 @@ mod tests {
         };
         let paragraphs = format!("{}{}", fresh(0, 99), "\n\nx\ny\n\nx\ny\n\nx\ny");
         let why = dropped("50 % of the paragraphs are duplicates");
-        assert_eq!(lenient.judge(&paragraphs), why);
+        assert_eq!(judge(&lenient, &paragraphs), why);
         // A long line that comes twice: one line of six, but many characters.
         let long = fresh(900, 20);
         let text = format!("{long}\na\nb\nc\nd\n{long}");
         assert_eq!(
-            config.judge(&text),
+            judge(&config, &text),
             dropped("49 % of the characters are in duplicate lines")
         );
         let text = format!(
@@ -394,13 +399,13 @@ mod tests {
             fresh(4, 2)
         );
         assert_eq!(
-            config.judge(&text),
+            judge(&config, &text),
             dropped("29 % of the characters are in one 2-gram")
         );
         // Nine words of 60 come again: 15 % of the characters, which the limit allows for 5 words,
         // but not for 6.
         let text = format!("{}{}{}", fresh(0, 9), fresh(100, 42), fresh(0, 9));
         let why = dropped("15 % of the characters are in duplicate 6-grams");
-        assert_eq!(config.judge(&text), why);
+        assert_eq!(judge(&config, &text), why);
     }
 }

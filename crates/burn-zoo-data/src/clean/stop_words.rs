@@ -2,7 +2,7 @@
 
 use super::hash::HashSet;
 use super::language::Code;
-use super::scan::find_from;
+use super::scan::{ALPHANUMERIC, ALPHANUMERIC_OR_APOSTROPHE};
 use super::{Outcome, Problem};
 
 /// The stop words of a language, as the `stop-words` crate lists them (stopwords-iso).
@@ -34,7 +34,7 @@ impl StopWords {
         let mut lower = String::new();
         let (mut copied, mut at) = (0, 0);
         loop {
-            let start = find_from(text, at, char::is_alphanumeric);
+            let start = ALPHANUMERIC.find(text, at);
             let word = first_word(&text[start..]);
             if word.is_empty() {
                 break;
@@ -80,10 +80,8 @@ fn is_space(character: char) -> bool {
 
 /// The word that the text starts with.
 fn first_word(text: &str) -> &str {
-    let is_apostrophe = |character| matches!(character, '\'' | '’');
-    let is_other = |character: char| !character.is_alphanumeric() && !is_apostrophe(character);
-    let end = find_from(text, 0, is_other);
-    text[..end].trim_end_matches(is_apostrophe)
+    let end = ALPHANUMERIC_OR_APOSTROPHE.find_other(text, 0);
+    text[..end].trim_end_matches(['\'', '’'])
 }
 
 #[cfg(test)]

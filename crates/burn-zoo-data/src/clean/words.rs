@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 
 use super::hash::{hash_bytes, mix};
-use super::scan::find_from;
+use super::scan::ALPHANUMERIC;
 
 /// A hash and the bytes of the text that it stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,7 +38,7 @@ impl<'a> Words<'a> {
     /// Goes to where the next word starts.
     #[inline]
     fn skip_separators(&mut self) -> Option<()> {
-        self.at = find_from(self.text, self.at, char::is_alphanumeric);
+        self.at = ALPHANUMERIC.find(self.text, self.at);
         (self.at < self.text.len()).then_some(())
     }
 
@@ -86,7 +86,7 @@ impl Iterator for Words<'_> {
         self.skip_separators()?;
         let start = self.at;
         let bytes = &self.text.as_bytes()[start..];
-        let is_other = |byte: &u8| !byte.is_ascii_alphanumeric();
+        let is_other = |byte: &u8| !ALPHANUMERIC.has_ascii(*byte);
         let length = bytes.iter().position(is_other).unwrap_or(bytes.len());
         let hash = if bytes.get(length).is_none_or(u8::is_ascii) {
             self.at += length;
