@@ -490,6 +490,19 @@ fn tables_and_targets_that_do_not_fit_are_refused_with_the_reason() {
     let skipping = recipe(CLASSES, &[("data.bad_rows", "skip"), ("loop.epochs", "1")]);
     let summary = run(&skipping, &good, &folder.path().join("skipping")).summary;
     assert_eq!(summary.unwrap().skipped_rows, 1);
+    // A label that no training row has, refused or left out as well.
+    let dev = good.join("dev.csv");
+    let dev_text = fs::read_to_string(&dev).unwrap();
+    fs::write(&dev, format!("{dev_text}the film is so so,perhaps\n")).unwrap();
+    let summary = run(&skipping, &good, &folder.path().join("unknown")).summary;
+    assert_eq!(summary.unwrap().skipped_rows, 2);
+    fs::write(&dev, "text,label\n").unwrap();
+    let refused = refusal(&skipping, &good);
+    assert!(
+        refused.contains("the validation split") && refused.contains("dev.csv"),
+        "{refused}"
+    );
+    fs::write(&dev, dev_text).unwrap();
     fs::write(&path, "text,label\n").unwrap();
     assert!(refusal(&recipe(CLASSES, &[]), &good).contains("the training split"));
     fs::remove_file(&path).unwrap();
@@ -510,6 +523,44 @@ fn tables_and_targets_that_do_not_fit_are_refused_with_the_reason() {
         refused.contains("`model.path`: has") && refused.contains("but the tokenizer"),
         "{refused}"
     );
+}
+
+/// A process that is slow to start does not touch the run that another one made meanwhile in its directory.
+#[cfg(unix)]
+#[test]
+fn a_run_that_another_finished_first_is_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = base(folder.path(), "bert");
+    let good = tables(folder.path(), "text,label.csv", |word, is_good, _| {
+        format!("the film is {word},{is_good}")
+    });
+    let overrides = [("loop.epochs", "1"), ("data.valid_fraction", "0.5")];
+    let recipe = recipe(&base, CLASSES, &overrides);
+    let out = folder.path().join("run");
+    // A pipe has nothing to read until something is written.
+    let pipe = folder.path().join("slow.csv");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.unwrap().success());
+    std::thread::scope(|scope| {
+        let slow = scope.spawn(|| {
+            let options = RunOptions {
+                display: Display::Silent,
+                ..RunOptions::new(&out, "flex")
+            };
+            let result = train(&recipe, Material::Tables(&pipe), &processor(), options);
+            result.map(|_| ()).unwrap_err().to_string()
+        });
+        // Opens when the other end does: the slow one has looked at its directory before.
+        let mut writer = fs::OpenOptions::new().write(true).open(&pipe).unwrap();
+        run(&recipe, &good, &out);
+        let before = fs::read(out.join(TOKENIZER)).unwrap();
+        let text = fs::read(good.join("train.csv")).unwrap();
+        std::io::Write::write_all(&mut writer, &text).unwrap();
+        drop(writer);
+        let refused = slow.join().unwrap();
+        assert!(refused.contains("already"), "{refused}");
+        assert_eq!(fs::read(out.join(TOKENIZER)).unwrap(), before);
+    });
 }
 
 /// A few rows of each class, other ones for each seed, with the mean and deviation over seeds.

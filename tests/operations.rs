@@ -506,8 +506,9 @@ fn large_sizes_are_as_right_as_small_ones() {
         }
     }
 
-    // Few rows, which threads share by columns, and many; of a matrix and of one that is transposed.
-    for (rows, is_transposed) in [(1, false), (3, true), (411, false)] {
+    // Few rows, for which the matrix is read in pieces, and many; of a matrix and of one that is transposed.
+    let sizes = [(1, false), (1, true), (3, true), (8, false), (411, false)];
+    for (rows, is_transposed) in sizes {
         let (d_input, d_output) = (301, 907);
         let autodiff = device.clone().autodiff();
         let x =

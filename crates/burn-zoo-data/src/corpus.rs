@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::sources::{Format, RowProblem, SourceConfig, SourceError};
+use crate::sources::{BadRows, Format, RowProblem, SourceConfig, SourceError};
 
 /// What makes a corpus unusable.
 #[derive(Debug, thiserror::Error)]
@@ -23,8 +23,8 @@ pub enum CorpusError {
     },
     /// A file is not UTF-8.
     #[error(
-        "{} is not UTF-8: byte 0x{byte:02x} at offset {offset}; convert it (iconv -t UTF-8) or \
-         leave it out",
+        "{} is not UTF-8: byte 0x{byte:02x} at offset {offset}; convert it (iconv -t UTF-8), or \
+         leave it out with `bad_rows = \"skip\"`",
         path.display()
     )]
     NotUtf8 {
@@ -67,13 +67,14 @@ impl Corpus {
 
 /// Reads a file, or all files of a folder in the order of their paths, each starting on a new line.
 /// What is hidden, or named in the folder's `.gitignore`, is left out; what is compressed is
-/// decompressed.
+/// decompressed, and what is not UTF-8 refused or left out.
 ///
 /// # Errors
 ///
-/// When the path cannot be read, holds no text, or holds a file that is not UTF-8.
-pub fn read_text(path: &Path) -> Result<String, CorpusError> {
-    let source = SourceConfig::new(path.to_string_lossy()).with_format(Format::Text);
+/// When the path cannot be read, holds no text, or holds a file that is not UTF-8 and is not skipped.
+pub fn read_text(path: &Path, bad_rows: BadRows) -> Result<String, CorpusError> {
+    let source = SourceConfig::new(path.to_string_lossy());
+    let source = source.with_format(Format::Text).with_bad_rows(bad_rows);
     let mut text = String::new();
     for file in source.files()? {
         if !text.is_empty() && !text.ends_with('\n') {
@@ -127,7 +128,10 @@ mod tests {
         ] {
             std::fs::write(folder.path().join(name), text).unwrap();
         }
-        assert_eq!(read_text(folder.path()).unwrap(), "1\n2\n3");
+        assert_eq!(
+            read_text(folder.path(), BadRows::Refuse).unwrap(),
+            "1\n2\n3"
+        );
     }
 
     #[test]
@@ -135,22 +139,25 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("latin1.txt");
         std::fs::write(&path, b"caf\xe9 au lait").unwrap();
-        match read_text(&path).unwrap_err() {
+        match read_text(&path, BadRows::Refuse).unwrap_err() {
             CorpusError::NotUtf8 { offset, byte, .. } => assert_eq!((offset, byte), (3, 0xe9)),
             other => panic!("{other}"),
         }
+        std::fs::write(folder.path().join("good.txt"), "tea").unwrap();
+        let text = read_text(folder.path(), BadRows::Skip).unwrap();
+        assert_eq!(text, "tea");
     }
 
     #[test]
     fn missing_and_empty_corpora_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         assert!(matches!(
-            read_text(folder.path()),
+            read_text(folder.path(), BadRows::Refuse),
             Err(CorpusError::Empty { .. })
         ));
         let missing = folder.path().join("none");
         assert!(matches!(
-            read_text(&missing),
+            read_text(&missing, BadRows::Refuse),
             Err(CorpusError::Unreadable { .. })
         ));
     }

@@ -389,26 +389,35 @@ pub fn file_name(url: &str) -> &str {
 }
 
 /// Local copies of what a URL or `hf://` address means, downloaded where they are not there yet:
-/// URLs in `downloads` of the [cache folder](cache_folder), the hub's files in its own cache.
+/// URLs in `downloads` of the [cache folder](cache_folder), the hub's files in its own cache. Each file must have the
+/// SHA-256, where one is given.
 ///
 /// # Errors
 ///
-/// As [`Downloader::download`] and [`Hub::fetch`].
-pub fn fetch(address: &str) -> Result<Vec<PathBuf>, DownloadError> {
+/// As [`Downloader::download`], [`Hub::fetch`] and [`check_sha256`].
+pub fn fetch(address: &str, sha256: Option<&str>) -> Result<Vec<PathBuf>, DownloadError> {
     if address.starts_with("hf://") {
         let address: HubAddress = address.parse()?;
-        return Hub::from_env().fetch(&address, &mut |_, _| {});
+        let paths = Hub::from_env().fetch(&address, &mut |_, _| {})?;
+        if let Some(sha256) = sha256 {
+            paths
+                .iter()
+                .try_for_each(|path| check_sha256(path, sha256))?;
+        }
+        return Ok(paths);
     }
-    fetch_into(&cache_folder().join("downloads"), address).map(|path| vec![path])
+    fetch_into(&cache_folder().join("downloads"), address, sha256).map(|path| vec![path])
 }
 
 /// A copy in a folder, downloaded if it is not there.
-fn fetch_into(folder: &Path, url: &str) -> Result<PathBuf, DownloadError> {
+fn fetch_into(folder: &Path, url: &str, sha256: Option<&str>) -> Result<PathBuf, DownloadError> {
     // Addresses that differ only in front of the name must not meet.
     let key = hexadecimal(&Sha256::digest(url)[..8]);
     let path = folder.join(key).join(file_name(url));
-    if !path.exists() {
-        Downloader::default().download(url, &path, None, &mut |_, _| {})?;
+    match (path.exists(), sha256) {
+        (false, _) => Downloader::default().download(url, &path, sha256, &mut |_, _| {})?,
+        (true, Some(sha256)) => check_sha256(&path, sha256)?,
+        (true, None) => {}
     }
     Ok(path)
 }
@@ -540,14 +549,31 @@ mod tests {
         let (server, folder) = (Server::start(), tempfile::tempdir().unwrap());
         server.serve("/a/rows.jsonl?v=1", served(b"{\"text\":\"a\"}"));
         for _ in 0..2 {
-            let path = fetch_into(folder.path(), &server.url("/a/rows.jsonl?v=1")).unwrap();
+            let path = fetch_into(folder.path(), &server.url("/a/rows.jsonl?v=1"), None).unwrap();
             assert_eq!(path.file_name().unwrap(), "rows.jsonl");
         }
         assert_eq!(server.requests().len(), 1);
         assert!(matches!(
-            fetch("ftp://x/y"),
+            fetch("ftp://x/y", None),
             Err(DownloadError::Address { .. })
         ));
+    }
+
+    #[test]
+    fn what_has_another_checksum_is_refused_before_and_after_it_is_there() {
+        let (server, folder) = (Server::start(), tempfile::tempdir().unwrap());
+        server.serve("/rows.txt", served(b"rows"));
+        let fetch =
+            |sha256: &str| fetch_into(folder.path(), &server.url("/rows.txt"), Some(sha256));
+        let sum = hexadecimal(&Sha256::digest(b"rows"));
+        let other = hexadecimal(&Sha256::digest(b"other rows"));
+        for sha256 in [&other, &sum, &other, &sum] {
+            match fetch(sha256) {
+                Ok(_) => assert_eq!(*sha256, sum),
+                Err(DownloadError::Checksum { .. }) => assert_eq!(*sha256, other),
+                Err(error) => panic!("{error}"),
+            }
+        }
     }
 
     #[test]

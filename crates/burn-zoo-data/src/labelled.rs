@@ -246,6 +246,14 @@ impl Tables {
             ] {
                 if let Some(path) = table_called(path, names)? {
                     *split = rows(&path)?;
+                    if split.is_empty() {
+                        let split = match names[0] {
+                            "train" => "training",
+                            "test" => "test",
+                            _ => "validation",
+                        };
+                        return Err(LabelledError::Empty { split, path });
+                    }
                 } else if names.contains(&"train") {
                     return Err(LabelledError::NoTraining(path.to_owned()));
                 }
@@ -262,6 +270,14 @@ impl Tables {
             if rows.is_empty() {
                 let path = path.to_owned();
                 return Err(LabelledError::Empty { split, path });
+            }
+        }
+        if format.bad_rows == BadRows::Skip {
+            let names = labels.names(&train);
+            for rows in [&mut train, &mut valid, &mut test] {
+                let all = rows.len();
+                rows.retain(|row| row.unknown_label(&names).is_none());
+                skipped += (all - rows.len()) as u64;
             }
         }
         Ok(Self {
@@ -461,6 +477,15 @@ impl Labels {
 }
 
 impl Row {
+    /// A label of the row that is not among these.
+    fn unknown_label(&self, names: &[String]) -> Option<&String> {
+        match &self.said {
+            Said::Class(class) => Some(class).filter(|class| !names.contains(class)),
+            Said::Tags(tags) => tags.iter().find(|tag| !names.contains(tag)),
+            Said::Number(_) | Said::Answer(_) => None,
+        }
+    }
+
     fn target(
         &self,
         marked: &Marked,

@@ -1,4 +1,5 @@
-//! LibTorch's own kernels: activations, the likelihoods of classes, and attention by its fused scaled-dot-product.
+//! LibTorch's own kernels: activations, the likelihoods of classes, and attention by its fused scaled-dot-product. On a
+//! processor, the one pass of AdamW that Flex has, on LibTorch's memory.
 //!
 //! On a processor, training and inference use ATen's flash attention, whose backward pass
 //! recomputes the probabilities from the log-sum-exp of each row. Elsewhere (CUDA, MPS) inference
@@ -15,6 +16,8 @@ use burn::backend::{
 use burn_tch::{LibTorch, TchTensor};
 use tch::{Kind, Tensor};
 
+#[cfg(feature = "flex")]
+use crate::AdamWStep;
 use crate::{Activation, AttentionMask, ScoreBias, Scoring, TransformerOps, attention};
 
 /// How ATen is told about a mask.
@@ -111,6 +114,33 @@ fn sum_groups(grad: Tensor, n_kv_heads: i64) -> Tensor {
         .sum_dim_intlist(2, false, None)
 }
 
+/// The tensor, or a copy whose values lie side by side and are nobody else's.
+#[cfg(feature = "flex")]
+fn owned(tensor: TchTensor) -> TchTensor {
+    match tensor.can_mut() && tensor.tensor.is_contiguous() {
+        true => tensor,
+        false => TchTensor::new(tensor.tensor.contiguous().copy()),
+    }
+}
+
+/// # Safety
+///
+/// The tensor has 32-bit floats side by side in the processor's memory.
+#[cfg(feature = "flex")]
+unsafe fn floats(tensor: &Tensor) -> &[f32] {
+    // SAFETY: as promised.
+    unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), tensor.numel()) }
+}
+
+/// # Safety
+///
+/// As [`floats`], and nobody else uses them.
+#[cfg(feature = "flex")]
+unsafe fn floats_mut(tensor: &mut Tensor) -> &mut [f32] {
+    // SAFETY: as promised.
+    unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast(), tensor.numel()) }
+}
+
 impl TransformerOps for LibTorch {
     fn masked_attention(
         query: FloatTensor<Self>,
@@ -186,6 +216,34 @@ impl TransformerOps for LibTorch {
         let _ = difference.g_mul_(&grad);
         let wanted = grad * (smoothing - 1.0);
         TchTensor::new(difference.scatter_add_(-1, &classes, &wanted))
+    }
+
+    #[cfg(feature = "flex")]
+    fn adamw_update(
+        parameter: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        moment_1: FloatTensor<Self>,
+        moment_2: FloatTensor<Self>,
+        step: AdamWStep,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let tensors = [&parameter, &grad, &moment_1, &moment_2];
+        let is_here = |tensor: &&TchTensor| {
+            tensor.tensor.device() == tch::Device::Cpu && tensor.tensor.kind() == Kind::Float
+        };
+        if !tensors.iter().all(is_here) {
+            return crate::adamw::composed::<Self>(parameter, grad, moment_1, moment_2, step);
+        }
+        let mut changed = [parameter, moment_1, moment_2].map(owned);
+        let grad = grad.tensor.contiguous();
+        let [parameter, moment_1, moment_2] = changed.each_mut();
+        // SAFETY: the tensors have their values side by side, and the three that change are nobody else's.
+        let (values, grad) = unsafe {
+            let values =
+                [parameter, moment_1, moment_2].map(|tensor| floats_mut(&mut tensor.tensor));
+            (values, floats(&grad))
+        };
+        crate::flex::adamw::update_values(values, grad, step);
+        changed.into()
     }
 
     fn masked_attention_forward(

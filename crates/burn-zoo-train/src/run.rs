@@ -283,7 +283,7 @@ pub fn train(
     options: RunOptions,
 ) -> Result<Run, RunError> {
     let out = &options.out;
-    let earlier = earlier_run(out, options.start)?;
+    earlier_run(out, options.start)?;
     let training = out.join(TRAINING);
     let lock = match training.exists() {
         true => Some(FolderLock::acquire(&training)?),
@@ -311,6 +311,8 @@ pub fn train(
         Some(lock) => lock,
         None => FolderLock::acquire(&training)?,
     };
+    // Another process may have trained here, and ended, while this one got ready.
+    let earlier = earlier_run(out, options.start)?;
     if options.start == Start::Overwrite {
         remove(&earlier)?;
     }

@@ -170,6 +170,7 @@ impl fmt::Display for Report {
             "changed",
             "bytes seen",
             "bytes kept",
+            "bytes dropped",
         ];
         let rows = self.steps.iter().map(|step| {
             [
@@ -180,12 +181,13 @@ impl fmt::Display for Report {
                 step.changed.to_string(),
                 step.seen.bytes.to_string(),
                 step.kept.bytes.to_string(),
+                step.dropped.bytes.to_string(),
             ]
         });
         let rows: Vec<_> = std::iter::once(head.map(str::to_owned))
             .chain(rows)
             .collect();
-        let widths: [usize; 7] = std::array::from_fn(|column| {
+        let widths: [usize; 8] = std::array::from_fn(|column| {
             rows.iter().map(|row| row[column].len()).max().unwrap_or(0)
         });
         for row in &rows {
@@ -262,9 +264,9 @@ mod tests {
     fn the_table_lists_steps_and_examples() {
         let shown = report(&[1, 2, 3]).to_string();
         let expected = "\
-step       seen  kept  dropped  changed  bytes seen  bytes kept
-length        3     2        1        0          39          26
-lowercase     2     2        0        2          26           6
+step       seen  kept  dropped  changed  bytes seen  bytes kept  bytes dropped
+length        3     2        1        0          39          26             13
+lowercase     2     2        0        2          26           6              0
 
 dropped by length, for example:
   corpus.txt:2: 2 is even

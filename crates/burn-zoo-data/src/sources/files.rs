@@ -125,7 +125,7 @@ fn by_name(path: &Path) -> Result<(Compression, Format), SourceError> {
 pub(super) fn list(config: &SourceConfig) -> Result<Vec<InputFile>, SourceError> {
     let shared = Arc::new(config.clone());
     let mut files = Vec::new();
-    for path in paths(&config.path)? {
+    for path in paths(config)? {
         if extension(&path) == "zip" {
             for entry in zip::list(&path, &config.limits)? {
                 let mut shown = path.clone().into_os_string();
@@ -149,22 +149,25 @@ pub(super) fn list(config: &SourceConfig) -> Result<Vec<InputFile>, SourceError>
     Ok(files)
 }
 
-fn paths(given: &str) -> Result<Vec<PathBuf>, SourceError> {
-    if given.contains("://") {
-        return downloaded(given);
+fn paths(config: &SourceConfig) -> Result<Vec<PathBuf>, SourceError> {
+    if config.path.contains("://") {
+        return downloaded(config);
     }
-    local(Path::new(given))
+    local(Path::new(&config.path))
 }
 
 #[cfg(feature = "download")]
-fn downloaded(url: &str) -> Result<Vec<PathBuf>, SourceError> {
-    Ok(crate::download::fetch(url)?)
+fn downloaded(config: &SourceConfig) -> Result<Vec<PathBuf>, SourceError> {
+    Ok(crate::download::fetch(
+        &config.path,
+        config.sha256.as_deref(),
+    )?)
 }
 
 #[cfg(not(feature = "download"))]
-fn downloaded(url: &str) -> Result<Vec<PathBuf>, SourceError> {
+fn downloaded(config: &SourceConfig) -> Result<Vec<PathBuf>, SourceError> {
     Err(SourceError::MissingFeature {
-        path: url.to_owned(),
+        path: config.path.clone(),
         feature: "download",
     })
 }

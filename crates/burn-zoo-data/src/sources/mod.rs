@@ -59,6 +59,9 @@ pub struct SourceConfig {
     /// With the feature `download` also a URL, or a file, folder or pattern on the Hugging Face hub
     /// such as `hf://datasets/ORG/NAME/data/*.parquet`.
     pub path: String,
+    /// The SHA-256 that a downloaded file has, in hexadecimal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
     /// What the files are, when their names do not tell.
     #[serde(default)]
     pub format: Option<Format>,
@@ -145,6 +148,7 @@ impl SourceConfig {
             field: None,
             header: true,
             bad_rows: BadRows::default(),
+            sha256: None,
             limits: Limits::default(),
         }
     }

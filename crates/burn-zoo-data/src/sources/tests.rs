@@ -166,6 +166,38 @@ fn every_compression_reads_all_its_members() {
     }
 }
 
+/// Each format reads the same however its file is compressed.
+fn in_every_compression(name: &str, bytes: &[u8]) {
+    let folder = Folder::new();
+    let expected = texts(&folder.write(name, bytes));
+    assert_eq!(expected.len(), 2, "{name}");
+    let zip: Compress = |bytes| bytes.to_vec();
+    let compressions: [(&str, Compress); 4] =
+        [("gz", gzip), ("bz2", bzip2), ("zst", zstd), ("zip", zip)];
+    for (extension, compress) in compressions {
+        let bytes = match extension {
+            "zip" => zip_of(&[(name, bytes)]),
+            _ => compress(bytes),
+        };
+        let source = folder.write(&format!("{name}.{extension}"), bytes);
+        assert_eq!(texts(&source), expected, "{name}.{extension}");
+    }
+}
+
+#[test]
+fn every_format_is_read_from_every_compression() {
+    in_every_compression("a.jsonl", b"{\"text\":\"one\"}\n{\"text\":\"two\"}\n");
+    in_every_compression("a.csv", b"n,text\n1,one\n2,\"two, three\"\n");
+    in_every_compression("a.tsv", b"n\ttext\n1\tone\n2\ttwo\n");
+    let page = |title: &str| {
+        format!(
+            "<page><title>{title}</title><ns>0</ns><revision><text>Some prose.</text></revision></page>"
+        )
+    };
+    let dump = format!("<mediawiki>{}{}</mediawiki>", page("A"), page("B"));
+    in_every_compression("a.xml", dump.as_bytes());
+}
+
 #[test]
 fn a_zip_is_a_folder_of_files() {
     let folder = Folder::new();
@@ -626,6 +658,23 @@ mod with_parquet {
             group.close().unwrap();
         }
         writer.into_inner().unwrap()
+    }
+
+    #[test]
+    fn it_is_read_from_every_compression() {
+        let folder = Folder::new();
+        let (plain, bytes) = ("a.parquet", table(1));
+        let read = |source: SourceConfig| skipping(source);
+        let expected = read(folder.write(plain, &bytes));
+        assert_eq!(expected.0, ["a", "b", "c"]);
+        for (name, bytes) in [
+            ("a.parquet.gz", gzip(&bytes)),
+            ("a.parquet.bz2", bzip2(&bytes)),
+            ("a.parquet.zst", zstd(&bytes)),
+            ("a.zip", zip_of(&[(plain, &bytes)])),
+        ] {
+            assert_eq!(read(folder.write(name, bytes)), expected, "{name}");
+        }
     }
 
     #[test]

@@ -175,6 +175,7 @@ impl FamilyConfig for EsmConfig {
             Task::Token => HeadConfig::Token {
                 n_labels: common.n_labels(),
             },
+            Task::Span => HeadConfig::Span,
             _ => return Err(no_such_head(Self::NAME, task)),
         };
         let names = roberta_head_names(names, task);

@@ -54,13 +54,30 @@ pub(super) fn update(
     let [mut parameter, mut moment_1, mut moment_2] = [parameter, moment_1, moment_2].map(owned);
     let (grad, range) = contiguous(grad);
     let grad = &grad.storage::<f32>()[range];
+    update_values(
+        [
+            parameter.storage_mut::<f32>(),
+            moment_1.storage_mut::<f32>(),
+            moment_2.storage_mut::<f32>(),
+        ],
+        grad,
+        step,
+    );
+    (parameter, moment_1, moment_2)
+}
+
+/// Changes a parameter and its moments, which are as long as its gradient.
+pub(crate) fn update_values(
+    [parameter, moment_1, moment_2]: [&mut [f32]; 3],
+    grad: &[f32],
+    step: AdamWStep,
+) {
     let length = chunk_length(grad.len(), 1);
     let chunks = parameter
-        .storage_mut::<f32>()
         .par_chunks_mut(length)
         .zip(grad.par_chunks(length))
-        .zip(moment_1.storage_mut::<f32>().par_chunks_mut(length))
-        .zip(moment_2.storage_mut::<f32>().par_chunks_mut(length));
+        .zip(moment_1.par_chunks_mut(length))
+        .zip(moment_2.par_chunks_mut(length));
     chunks.for_each(|(((parameter, grad), moment_1), moment_2)| {
         run(Update {
             parameter,
@@ -70,5 +87,4 @@ pub(super) fn update(
             step,
         });
     });
-    (parameter, moment_1, moment_2)
 }

@@ -1,5 +1,4 @@
-//! Linear layers: one matrix product over all rows that begins with the bias, shared among threads by columns where there
-//! are few rows, as when one token is written.
+//! Linear layers: one matrix product over all rows that begins with the bias.
 
 use burn::tensor::Shape;
 use burn_flex::{Flex, FlexTensor};
@@ -7,15 +6,13 @@ use gemm::Parallelism;
 use macerator::Simd;
 use rayon::prelude::*;
 
+use super::few_rows::{self, Order};
 use super::product::{Matrix, product};
 use super::simd::{Kernel, add_up, chunk_length, contiguous, run, summing_length, tensor};
 use crate::Affine;
 
 /// Up to so many rows the product takes as long as reading the matrix.
 const FEW: usize = 8;
-
-/// Columns that a thread takes at a time of few rows.
-const COLUMNS: usize = 128;
 
 /// Products of fewer multiplications are for one thread.
 const PARALLEL: usize = 1 << 18;
@@ -58,29 +55,27 @@ pub(super) fn forward(input: FlexTensor, affine: Affine<Flex>) -> FlexTensor {
         return tensor(output, Shape::from(shape));
     }
     let strides = weight.layout().strides();
+    let strides = [strides[0], strides[1]];
+    let weights = &weight.storage::<f32>()[weight.layout().start_offset()..];
+    let is_parallel = rows * inner * width >= PARALLEL;
+    if is_parallel
+        && rows <= FEW
+        && let Some(order) = Order::of([inner, width], strides)
+    {
+        output.resize(rows * width, 0.0);
+        few_rows::add_product(input, &weights[..inner * width], order, width, &mut output);
+        return tensor(output, Shape::from(shape));
+    }
     let left = Matrix::read(input, [inner as isize, 1]);
-    let right = &weight.storage::<f32>()[weight.layout().start_offset()..];
-    let right = Matrix::read(right, [strides[0], strides[1]]);
+    let right = Matrix::read(weights, strides);
     let target = Matrix::room(&mut output, rows, width);
     let (sizes, is_added) = ([rows, width, inner], bias.is_some());
-    let is_parallel = rows * inner * width >= PARALLEL;
-    if is_parallel && rows <= FEW {
-        let pieces = (0..width.div_ceil(COLUMNS)).into_par_iter();
-        pieces.for_each(|number| {
-            let first = number * COLUMNS;
-            let sizes = [rows, COLUMNS.min(width - first), inner];
-            let (target, right) = (target.skip_columns(first), right.skip_columns(first));
-            // SAFETY: each piece has columns of its own.
-            unsafe { product(sizes, target, is_added, left, right, Parallelism::None) };
-        });
-    } else {
-        let parallelism = match is_parallel {
-            true => Parallelism::Rayon(0),
-            false => Parallelism::None,
-        };
-        // SAFETY: there is one piece.
-        unsafe { product(sizes, target, is_added, left, right, parallelism) };
-    }
+    let parallelism = match is_parallel {
+        true => Parallelism::Rayon(0),
+        false => Parallelism::None,
+    };
+    // SAFETY: the matrices have these sizes, and the target is nobody else's.
+    unsafe { product(sizes, target, is_added, left, right, parallelism) };
     // SAFETY: the bias or the product has written each value.
     unsafe { output.set_len(rows * width) };
     tensor(output, Shape::from(shape))

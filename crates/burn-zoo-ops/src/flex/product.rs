@@ -42,11 +42,6 @@ impl Matrix {
         Self { values, ..self }
     }
 
-    /// Without the first columns.
-    pub(super) fn skip_columns(self, columns: usize) -> Self {
-        self.transposed().skip_rows(columns).transposed()
-    }
-
     pub(super) fn transposed(self) -> Self {
         let [row, column] = self.strides;
         Self {
@@ -63,7 +58,7 @@ unsafe impl Sync for Matrix {}
 ///
 /// # Safety
 ///
-/// The matrices have these sizes, and nobody else uses the target.
+/// The matrices have these sizes, of which `k` is not 0, and nobody else uses the target.
 pub(super) unsafe fn product(
     [m, n, k]: [usize; 3],
     target: Matrix,
@@ -72,7 +67,7 @@ pub(super) unsafe fn product(
     right: Matrix,
     parallelism: Parallelism,
 ) {
-    debug_assert!(k > 0, "a sum of nothing writes nothing");
+    debug_assert!(k > 0, "there is something to sum");
     let ([target_row, target_column], [left_row, left_column], [right_row, right_column]) =
         (target.strides, left.strides, right.strides);
     // SAFETY: as promised.

@@ -53,7 +53,8 @@ fn median_ms(mut times: Vec<Duration>) -> f64 {
     median.as_secs_f64() * 1e3
 }
 
-/// Bytes per second that all cores together read from memory: the best of a few passes over more than caches hold.
+/// Bytes per second that all cores together read from memory: the best of a few passes over more than caches hold, each
+/// core in eight places side by side, which is faster than in one.
 pub fn read_bandwidth() -> f64 {
     const BYTES: usize = 1 << 29;
     let memory = vec![1u64; BYTES / size_of::<u64>()];
@@ -62,7 +63,18 @@ pub fn read_bandwidth() -> f64 {
         let clock = Instant::now();
         thread::scope(|scope| {
             for part in memory.chunks(memory.len().div_ceil(threads)) {
-                scope.spawn(|| black_box(part.iter().fold(0u64, |sum, x| sum.wrapping_add(*x))));
+                scope.spawn(|| {
+                    let place = |place: usize| &part[place * (part.len() / 8)..];
+                    let places: [&[u64]; 8] = std::array::from_fn(place);
+                    let sums = (0..part.len() / 64).map(|line| {
+                        let lines = places.map(|place| &place[8 * line..][..8]);
+                        lines
+                            .iter()
+                            .map(|line| line.iter().sum::<u64>())
+                            .sum::<u64>()
+                    });
+                    black_box(sums.sum::<u64>())
+                });
             }
         });
         BYTES as f64 / clock.elapsed().as_secs_f64()

@@ -16,7 +16,7 @@ use crate::train::{
 
 use super::{
     BackendArgument, End, Result, end_when_unread, print_json,
-    train::{Corpus, parse_override, stop_on_signals},
+    train::{Corpus, parse_override, sampler, stop_on_signals},
 };
 
 #[derive(clap::Args)]
@@ -352,7 +352,11 @@ fn train(recipe: &Recipe, device: &Device, options: RunOptions) -> Result<Option
         recipe,
         corpus.material(),
         device,
-        RunOptions { start, ..options },
+        RunOptions {
+            start,
+            sampler: corpus.text().map(|text| sampler(text, recipe.seed)),
+            ..options
+        },
     )?;
     Ok(run.summary)
 }

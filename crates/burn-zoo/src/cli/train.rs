@@ -145,7 +145,7 @@ impl Corpus {
             (None, Some(path)) if path.join(pipeline::TOKENS).is_dir() => {
                 Self::Packed(path.clone())
             }
-            (None, Some(path)) => Self::Text(read_text(path)?),
+            (None, Some(path)) => Self::Text(read_text(path, recipe.data.bad_rows)?),
             (None, None) => Self::Text(OWN_TEXT.to_owned()),
             (Some(_), Some(path)) => Self::Tables(path.clone()),
             (Some(_), None) => {
@@ -163,7 +163,7 @@ impl Corpus {
     }
 
     /// What samples begin like.
-    fn text(&self) -> Option<&str> {
+    pub(super) fn text(&self) -> Option<&str> {
         match self {
             Self::Text(text) => Some(text),
             Self::Packed(_) => Some("\n"),
@@ -236,7 +236,7 @@ fn write_samples(run: &Run, corpus: &str, seed: u64) -> Result<Vec<String>> {
 }
 
 /// Writes a text on the way, which is shown where it is not across the screen.
-fn sampler(corpus: &str, seed: u64) -> TextSampler {
+pub(super) fn sampler(corpus: &str, seed: u64) -> TextSampler {
     let prompt = first_prompt(corpus).to_owned();
     Arc::new(move |model, tokenizer| {
         let sample = model

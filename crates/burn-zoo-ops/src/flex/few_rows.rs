@@ -1,0 +1,202 @@
+//! Products of a few rows with a large matrix, as when one token is written.
+//!
+//! They take as long as reading the matrix, so it is read once, and in several places side by side, which memory serves
+//! faster than one after the other.
+
+use macerator::Simd;
+use rayon::prelude::*;
+
+use super::simd::{Kernel, add_up, mul_add, run};
+
+/// Places of the matrix that are read side by side.
+const STREAMS: usize = 8;
+
+/// Values of the matrix that a thread takes at a time: 512 kB, but never less than a 16th of the matrix. It does not
+/// depend on the number of threads, so neither does the result.
+const PIECE: usize = 1 << 17;
+
+/// Columns that stay in the fastest cache while all rows use them.
+const COLUMNS: usize = 512;
+
+/// Values of a dot product that are added up side by side.
+const LANES: usize = 16;
+
+/// How the values of a matrix of `[inner, width]` lie.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Order {
+    /// Row after row.
+    Rows,
+    /// Column after column, as those of an embedding that is also the output layer.
+    Columns,
+}
+
+impl Order {
+    /// That of a matrix with these strides, if it has no gaps.
+    pub(super) fn of([inner, width]: [usize; 2], strides: [isize; 2]) -> Option<Self> {
+        match strides {
+            [row, 1] if row == width as isize => Some(Self::Rows),
+            [1, column] if column == inner as isize => Some(Self::Columns),
+            _ => None,
+        }
+    }
+}
+
+/// Adds `inputs · weights`, `[rows, inner] · [inner, width]`, to `output`.
+pub(super) fn add_product(
+    inputs: &[f32],
+    weights: &[f32],
+    order: Order,
+    width: usize,
+    output: &mut [f32],
+) {
+    let inner = weights.len() / width;
+    let line = match order {
+        Order::Rows => width,
+        Order::Columns => inner,
+    };
+    let lines = (weights.len() / 16).max(PIECE).div_ceil(line);
+    let pieces = weights.par_chunks(lines * line).enumerate();
+    match order {
+        Order::Rows => {
+            let sums = pieces.map(|(number, weights)| {
+                run(RowSums {
+                    inputs,
+                    inner,
+                    first: number * lines,
+                    weights,
+                    width,
+                    n_outputs: output.len(),
+                })
+            });
+            let sums: Vec<Vec<f32>> = sums.collect();
+            let total = add_up(output.len(), &sums);
+            output.iter_mut().zip(total).for_each(|(y, sum)| *y += sum);
+        }
+        Order::Columns => {
+            let products = pieces.map(|(_, weights)| {
+                run(Dots {
+                    inputs,
+                    inner,
+                    weights,
+                })
+            });
+            let products: Vec<Vec<f32>> = products.collect();
+            for (number, products) in products.iter().enumerate() {
+                let n = products.len() / (output.len() / width);
+                for (row, products) in output.chunks_mut(width).zip(products.chunks(n)) {
+                    let target = &mut row[number * lines..][..n];
+                    target
+                        .iter_mut()
+                        .zip(products)
+                        .for_each(|(y, sum)| *y += sum);
+                }
+            }
+        }
+    }
+}
+
+/// The sums of some rows of the matrix, each times a value of the input.
+struct RowSums<'a> {
+    inputs: &'a [f32],
+    inner: usize,
+    /// Which row of the matrix `weights` starts with.
+    first: usize,
+    weights: &'a [f32],
+    width: usize,
+    n_outputs: usize,
+}
+
+impl Kernel for RowSums<'_> {
+    type Output = Vec<f32>;
+
+    #[inline(always)]
+    fn run<S: Simd>(self) -> Vec<f32> {
+        let mut output = vec![0.0; self.n_outputs];
+        let blocks = self.weights.chunks(STREAMS * self.width);
+        for (weights, first) in blocks.zip((self.first..).step_by(STREAMS)) {
+            for column in (0..self.width).step_by(COLUMNS) {
+                let n = COLUMNS.min(self.width - column);
+                let row = |row: usize| &weights[row * self.width + column..][..n];
+                let rows = output.chunks_exact_mut(self.width);
+                for (sums, input) in rows.zip(self.inputs.chunks_exact(self.inner)) {
+                    let (sums, input) = (&mut sums[column..][..n], &input[first..]);
+                    if weights.len() == STREAMS * self.width {
+                        let rows: [&[f32]; STREAMS] = std::array::from_fn(row);
+                        let input: [f32; STREAMS] = std::array::from_fn(|index| input[index]);
+                        for index in 0..n {
+                            let mut sum = sums[index];
+                            for stream in 0..STREAMS {
+                                sum = mul_add::<S>(input[stream], rows[stream][index], sum);
+                            }
+                            sums[index] = sum;
+                        }
+                    } else {
+                        for (index, &x) in input[..weights.len() / self.width].iter().enumerate() {
+                            for (sum, &weight) in sums.iter_mut().zip(row(index)) {
+                                *sum = mul_add::<S>(x, weight, *sum);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        output
+    }
+}
+
+/// The products of the input with some columns of the matrix, all of the first row, then of the next.
+struct Dots<'a> {
+    inputs: &'a [f32],
+    inner: usize,
+    weights: &'a [f32],
+}
+
+impl Kernel for Dots<'_> {
+    type Output = Vec<f32>;
+
+    #[inline(always)]
+    fn run<S: Simd>(self) -> Vec<f32> {
+        let n = self.weights.len() / self.inner;
+        let mut output = vec![0.0; self.inputs.len() / self.inner * n];
+        let blocks = self.weights.chunks(STREAMS * self.inner);
+        for (weights, first) in blocks.zip((0..).step_by(STREAMS)) {
+            let rows = output.chunks_exact_mut(n);
+            for (output, input) in rows.zip(self.inputs.chunks_exact(self.inner)) {
+                if weights.len() == STREAMS * self.inner {
+                    let column = |column: usize| &weights[column * self.inner..][..self.inner];
+                    let sums = dots::<S, STREAMS>(input, std::array::from_fn(column));
+                    output[first..][..STREAMS].copy_from_slice(&sums);
+                } else {
+                    let columns = weights.chunks_exact(self.inner);
+                    for (output, column) in output[first..].iter_mut().zip(columns) {
+                        [*output] = dots::<S, 1>(input, [column]);
+                    }
+                }
+            }
+        }
+        output
+    }
+}
+
+/// The products of one vector with several.
+#[inline(always)]
+fn dots<S: Simd, const N: usize>(x: &[f32], ys: [&[f32]; N]) -> [f32; N] {
+    let mut lanes = [[0.0f32; LANES]; N];
+    let (wide, rest) = x.as_chunks::<LANES>();
+    let ys = ys.map(|y| {
+        let (wide_y, rest_y) = y[..x.len()].as_chunks::<LANES>();
+        (&wide_y[..wide.len()], rest_y)
+    });
+    for (index, x) in wide.iter().enumerate() {
+        for (lanes, (y, _)) in lanes.iter_mut().zip(&ys) {
+            let y = &y[index];
+            for lane in 0..LANES {
+                lanes[lane] = mul_add::<S>(x[lane], y[lane], lanes[lane]);
+            }
+        }
+    }
+    std::array::from_fn(|n| {
+        let rest = rest.iter().zip(ys[n].1).map(|(x, y)| x * y);
+        lanes[n].iter().sum::<f32>() + rest.sum::<f32>()
+    })
+}
