@@ -3,7 +3,7 @@
 //! They take as long as reading the matrix, so it is read once, and in several places side by side, which memory serves
 //! faster than one after the other.
 
-use macerator::Simd;
+use macerator::{Scalar, Simd, vload_unaligned};
 use rayon::prelude::*;
 
 use super::simd::{Kernel, add_up, mul_add, run};
@@ -17,9 +17,6 @@ const PIECE: usize = 1 << 17;
 
 /// Columns that stay in the fastest cache while all rows use them.
 const COLUMNS: usize = 512;
-
-/// Values of a dot product that are added up side by side.
-const LANES: usize = 16;
 
 /// How the values of a matrix of `[inner, width]` lie.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -178,25 +175,24 @@ impl Kernel for Dots<'_> {
     }
 }
 
-/// The products of one vector with several.
+/// The products of one vector with several. The sums are written as vectors: the compiler does not find them by itself.
 #[inline(always)]
 fn dots<S: Simd, const N: usize>(x: &[f32], ys: [&[f32]; N]) -> [f32; N] {
-    let mut lanes = [[0.0f32; LANES]; N];
-    let (wide, rest) = x.as_chunks::<LANES>();
-    let ys = ys.map(|y| {
-        let (wide_y, rest_y) = y[..x.len()].as_chunks::<LANES>();
-        (&wide_y[..wide.len()], rest_y)
-    });
-    for (index, x) in wide.iter().enumerate() {
-        for (lanes, (y, _)) in lanes.iter_mut().zip(&ys) {
-            let y = &y[index];
-            for lane in 0..LANES {
-                lanes[lane] = mul_add::<S>(x[lane], y[lane], lanes[lane]);
-            }
+    let lanes = f32::lanes::<S>();
+    let wide = x.len() / lanes * lanes;
+    let ys = ys.map(|y| &y[..x.len()]);
+    let mut sums = [0.0f32.splat::<S>(); N];
+    for first in (0..wide).step_by(lanes) {
+        // SAFETY: from `first` on there are as many values as a vector has.
+        let load =
+            |values: &[f32]| unsafe { vload_unaligned::<S, f32>(values.as_ptr().add(first)) };
+        let x = load(x);
+        for n in 0..N {
+            sums[n] = x.mul_add(load(ys[n]), sums[n]);
         }
     }
     std::array::from_fn(|n| {
-        let rest = rest.iter().zip(ys[n].1).map(|(x, y)| x * y);
-        lanes[n].iter().sum::<f32>() + rest.sum::<f32>()
+        let rest = x[wide..].iter().zip(&ys[n][wide..]);
+        sums[n].reduce_add() + rest.map(|(x, y)| x * y).sum::<f32>()
     })
 }
