@@ -176,6 +176,31 @@ fn a_killed_run_goes_on_as_if_nothing_had_happened() {
     }
 }
 
+/// Ctrl-C, and SIGTERM as schedulers send it.
+#[test]
+fn a_run_that_is_told_to_stop_goes_on_as_if_nothing_had_happened() {
+    let desk = Desk::new();
+    let expected = desk.undisturbed();
+    for signal in [libc::SIGINT, libc::SIGTERM] {
+        // Now and then one has ended before the signal comes.
+        let is_stopped = (0..20).any(|run| {
+            let out = format!("run-{signal}-{run}");
+            let mut child = desk.start(&out).spawn().unwrap();
+            let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+            assert_eq!(lines.by_ref().take(6).count(), 6);
+            // SAFETY: a signal to our own child.
+            assert_eq!(unsafe { libc::kill(child.id() as i32, signal) }, 0);
+            let rest: Vec<String> = lines.map(Result::unwrap).collect();
+            let code = child.wait().unwrap().code();
+            assert!(matches!(code, Some(0 | 130)), "{code:?}: {rest:?}");
+            success(&mut desk.resume(&out));
+            Left::read(&desk.path(&out)).assert_is(&expected, &out);
+            code == Some(130)
+        });
+        assert!(is_stopped, "signal {signal}");
+    }
+}
+
 /// A run that would go on for long, which has begun to learn, and what it shows from there on.
 fn long_run(desk: &Desk) -> (Child, impl Iterator<Item = String>) {
     let mut command = desk.start("model");

@@ -662,6 +662,24 @@ fn command(folder: &Path, arguments: &str) -> assert_cmd::Command {
     command
 }
 
+/// The same as a table for people and in Markdown, with what both must say.
+fn shows(folder: &Path, arguments: &str, wanted: &[&str]) {
+    for format in ["", " --markdown"] {
+        let output = command(folder, &format!("{arguments}{format}"))
+            .output()
+            .unwrap();
+        let table = String::from_utf8(output.stdout).unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments}: {errors}");
+        for wanted in wanted {
+            // The heads of the plain table are in capitals.
+            let (table, wanted) = (table.to_lowercase(), wanted.to_lowercase());
+            assert!(table.contains(&wanted), "{wanted} in {table}");
+        }
+        assert_eq!(table.contains("|---"), !format.is_empty(), "{table}");
+    }
+}
+
 fn json_of(folder: &Path, arguments: &str) -> Value {
     let output = command(folder, arguments).arg("--json").assert().success();
     serde_json::from_slice(&output.get_output().stdout).unwrap()
@@ -693,14 +711,7 @@ fn the_command_measures_perplexity() {
     ] {
         assert_close(&[found[key].as_f64().unwrap()], &[expected], 1e-6, key);
     }
-    let table = command(folder, "perplexity model text.txt --markdown")
-        .assert()
-        .success();
-    let table = String::from_utf8(table.get_output().stdout.clone()).unwrap();
-    assert!(
-        table.contains("| perplexity") && table.contains("|---"),
-        "{table}"
-    );
+    shows(folder, "perplexity model text.txt", &["perplexity"]);
 
     fs::write(folder.join("text.txt"), b"ab\xffcd").unwrap();
     let refusal = refusal_of(folder, "perplexity model text.txt");
@@ -734,6 +745,11 @@ fn the_command_classifies_with_examples_and_by_a_head() {
     );
     assert!(
         refusal_of(folder, "few-shot model rows.tsv rows.tsv --shots 3").contains("has 2 examples")
+    );
+    shows(
+        folder,
+        "few-shot model rows.tsv rows.tsv --shots 1 --seeds 3",
+        &["accuracy"],
     );
     fs::write(folder.join("odd.tsv"), "text\tlabel\nab\tmaybe\n").unwrap();
     let refusal = refusal_of(folder, "few-shot model rows.tsv odd.tsv");
@@ -769,6 +785,11 @@ fn the_command_classifies_with_examples_and_by_a_head() {
         found["accuracy"].as_f64().unwrap(),
         (count(0, 0) + count(1, 1)) / 4.0
     );
+    shows(
+        folder,
+        "classify model rows.tsv",
+        &["accuracy", "F1", "Matthews", "no", "yes"],
+    );
     let refusal = refusal_of(folder, "classify model odd.tsv");
     assert!(
         refusal.contains("odd.tsv:1") && refusal.contains("expected one of no, yes"),
@@ -796,6 +817,11 @@ fn the_command_runs_tasks_and_compares_texts() {
     assert_eq!(found[0]["task"], "choice");
     assert_eq!(found[0]["metrics"][0]["metric"], "acc");
     assert_eq!(found[1]["n_documents"], 1);
+    shows(
+        folder,
+        "tasks model choice.yaml likelihood.yaml --limit 1",
+        &["choice", "acc"],
+    );
 
     fs::write(folder.join("a.txt"), "the cat sat on a mat\n").unwrap();
     let mut command = assert_cmd::Command::cargo_bin("burn-zoo").unwrap();

@@ -731,6 +731,11 @@ fn padding_changes_neither_loss_nor_gradients() {
         "model_type": "gpt2", "n_layer": 1, "n_embd": 8, "n_head": 2, "n_positions": 24,
         "vocab_size": 11, "num_labels": 3, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
     });
+    let protein = serde_json::json!({
+        "model_type": "esm", "num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2,
+        "intermediate_size": 12, "max_position_embeddings": 24, "hidden_dropout_prob": 0.0,
+        "vocab_size": 11, "pad_token_id": 0, "mask_token_id": 10, "position_embedding_type": "rotary",
+    });
     let cases = [
         (&encoder, 0, Task::Sequence),
         (&encoder, 1, Task::Sequence),
@@ -739,6 +744,8 @@ fn padding_changes_neither_loss_nor_gradients() {
         (&decoder, 0, Task::Sequence),
         (&decoder, 1, Task::Sequence),
         (&decoder, 2, Task::Token),
+        (&decoder, 3, Task::Span),
+        (&protein, 3, Task::Span),
     ];
     for found in devices() {
         for (config, kind, task) in cases {
