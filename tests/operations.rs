@@ -550,6 +550,23 @@ fn large_sizes_are_as_right_as_small_ones() {
         }
     }
 
+    // Without a bias, in more pieces than have sums of their own, and the same on any number of threads.
+    let (d_input, d_output) = (1_201, 1_803);
+    let x = Tensor::<2>::from_data(data(&normal(1, 2 * d_input), [2, d_input]), &device);
+    let w = Tensor::<2>::from_data(
+        data(&normal(2, d_input * d_output), [d_input, d_output]),
+        &device,
+    );
+    let expected = values(x.clone().matmul(w.clone()));
+    let across = w.clone().transpose().add_scalar(0.0).transpose();
+    for matrix in [w, across] {
+        let run = || values(linear(x.clone(), matrix.clone(), None));
+        let found = run();
+        assert_close(&found, &expected, 5e-4, "linear without a bias");
+        let one = rayon::ThreadPoolBuilder::new().num_threads(1).build();
+        assert_eq!(one.unwrap().install(run), found);
+    }
+
     let x = normal(5, 50_000);
     let input = Tensor::<1>::from_data(data(&x, [x.len()]), &device);
     let expected: Vec<f64> = x.iter().map(|&x| x * normal_distribution(x)).collect();

@@ -67,29 +67,32 @@ impl Corpus {
 
 /// Reads a file, or all files of a folder in the order of their paths, each starting on a new line.
 /// What is hidden, or named in the folder's `.gitignore`, is left out; what is compressed is
-/// decompressed, and what is not UTF-8 refused or left out.
+/// decompressed, and what is not UTF-8 refused or left out, a file or 16 MiB of a longer one at a time. Returns the text, and
+/// how many such pieces are left out.
 ///
 /// # Errors
 ///
 /// When the path cannot be read, holds no text, or holds a file that is not UTF-8 and is not skipped.
-pub fn read_text(path: &Path, bad_rows: BadRows) -> Result<String, CorpusError> {
+pub fn read_text(path: &Path, bad_rows: BadRows) -> Result<(String, u64), CorpusError> {
     let source = SourceConfig::new(path.to_string_lossy());
     let source = source.with_format(Format::Text).with_bad_rows(bad_rows);
-    let mut text = String::new();
+    let (mut text, mut skipped) = (String::new(), 0);
     for file in source.files()? {
         if !text.is_empty() && !text.ends_with('\n') {
             text.push('\n');
         }
-        for document in file.documents()? {
+        let mut documents = file.documents()?;
+        for document in &mut documents {
             text.push_str(&document?.text);
         }
+        skipped += documents.counts().skipped();
     }
     if text.is_empty() {
         return Err(CorpusError::Empty {
             path: path.to_owned(),
         });
     }
-    Ok(text)
+    Ok((text, skipped))
 }
 
 impl From<SourceError> for CorpusError {
@@ -129,7 +132,7 @@ mod tests {
             std::fs::write(folder.path().join(name), text).unwrap();
         }
         assert_eq!(
-            read_text(folder.path(), BadRows::Refuse).unwrap(),
+            read_text(folder.path(), BadRows::Refuse).unwrap().0,
             "1\n2\n3"
         );
     }
@@ -145,7 +148,7 @@ mod tests {
         }
         std::fs::write(folder.path().join("good.txt"), "tea").unwrap();
         let text = read_text(folder.path(), BadRows::Skip).unwrap();
-        assert_eq!(text, "tea");
+        assert_eq!(text, ("tea".to_owned(), 1));
     }
 
     #[test]

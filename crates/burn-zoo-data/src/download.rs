@@ -399,12 +399,14 @@ pub fn fetch(address: &str, sha256: Option<&str>) -> Result<Vec<PathBuf>, Downlo
     if address.starts_with("hf://") {
         let address: HubAddress = address.parse()?;
         let paths = Hub::from_env().fetch(&address, &mut |_, _| {})?;
-        if let Some(sha256) = sha256 {
-            paths
-                .iter()
-                .try_for_each(|path| check_sha256(path, sha256))?;
-        }
-        return Ok(paths);
+        return match (sha256, &paths[..]) {
+            (None, _) => Ok(paths),
+            (Some(sha256), [path]) => check_sha256(path, sha256).map(|()| paths),
+            (Some(_), _) => Err(DownloadError::Address {
+                address: address.to_string(),
+                reason: "`sha256` is of one file, and these are several",
+            }),
+        };
     }
     fetch_into(&cache_folder().join("downloads"), address, sha256).map(|path| vec![path])
 }
@@ -414,10 +416,10 @@ fn fetch_into(folder: &Path, url: &str, sha256: Option<&str>) -> Result<PathBuf,
     // Addresses that differ only in front of the name must not meet.
     let key = hexadecimal(&Sha256::digest(url)[..8]);
     let path = folder.join(key).join(file_name(url));
-    match (path.exists(), sha256) {
-        (false, _) => Downloader::default().download(url, &path, sha256, &mut |_, _| {})?,
-        (true, Some(sha256)) => check_sha256(&path, sha256)?,
-        (true, None) => {}
+    // One with another checksum is replaced, if what comes has the right one.
+    let is_here = path.exists() && sha256.is_none_or(|sha256| check_sha256(&path, sha256).is_ok());
+    if !is_here {
+        Downloader::default().download(url, &path, sha256, &mut |_, _| {})?;
     }
     Ok(path)
 }

@@ -177,7 +177,7 @@ pub struct TableFormat {
     pub header: bool,
     /// What the files are, when their names do not tell.
     pub format: Option<Format>,
-    /// What to do with a row that cannot be read.
+    /// What to do with a row that cannot be read, or that has a label which is not known.
     pub bad_rows: BadRows,
 }
 
@@ -237,49 +237,47 @@ impl Tables {
             skipped += bad;
             Ok::<_, LabelledError>(rows)
         };
-        let (mut train, mut valid, mut test) = (Vec::new(), Vec::new(), Vec::new());
+        let mut tables = [None, None, None];
         if path.is_dir() {
-            for (split, names) in [
-                (&mut train, &["train"][..]),
-                (&mut valid, &["dev", "valid", "validation", "val"]),
-                (&mut test, &["test"]),
-            ] {
-                if let Some(path) = table_called(path, names)? {
-                    *split = rows(&path)?;
-                    if split.is_empty() {
-                        let split = match names[0] {
-                            "train" => "training",
-                            "test" => "test",
-                            _ => "validation",
-                        };
-                        return Err(LabelledError::Empty { split, path });
-                    }
-                } else if names.contains(&"train") {
-                    return Err(LabelledError::NoTraining(path.to_owned()));
-                }
+            let names: [&[&str]; 3] = [
+                &["train"],
+                &["dev", "valid", "validation", "val"],
+                &["test"],
+            ];
+            for (table, names) in tables.iter_mut().zip(names) {
+                let file = table_called(path, names)?;
+                *table = file.map(|file| rows(&file)).transpose()?;
             }
         } else {
-            train = rows(path)?;
+            tables[0] = Some(rows(path)?);
         }
-        if valid.is_empty() {
-            (valid, train) = train
+        let [train, valid, mut test] = tables;
+        let train = train.ok_or_else(|| LabelledError::NoTraining(path.to_owned()))?;
+        let (mut valid, mut train) = match valid {
+            Some(valid) => (valid, train),
+            None => train
                 .into_iter()
-                .partition(|row| row.share() < valid_fraction);
+                .partition(|row| row.share() < valid_fraction),
+        };
+        if format.bad_rows == BadRows::Skip {
+            let names = labels.names(&train);
+            for rows in [&mut train, &mut valid].into_iter().chain(&mut test) {
+                let all = rows.len();
+                rows.retain(|row| row.is_known(&names));
+                skipped += (all - rows.len()) as u64;
+            }
         }
-        for (split, rows) in [("training", &train), ("validation", &valid)] {
-            if rows.is_empty() {
+        for (split, rows) in [
+            ("training", Some(&train)),
+            ("validation", Some(&valid)),
+            ("test", test.as_ref()),
+        ] {
+            if rows.is_some_and(Vec::is_empty) {
                 let path = path.to_owned();
                 return Err(LabelledError::Empty { split, path });
             }
         }
-        if format.bad_rows == BadRows::Skip {
-            let names = labels.names(&train);
-            for rows in [&mut train, &mut valid, &mut test] {
-                let all = rows.len();
-                rows.retain(|row| row.unknown_label(&names).is_none());
-                skipped += (all - rows.len()) as u64;
-            }
-        }
+        let test = test.unwrap_or_default();
         Ok(Self {
             train,
             valid,
@@ -477,12 +475,12 @@ impl Labels {
 }
 
 impl Row {
-    /// A label of the row that is not among these.
-    fn unknown_label(&self, names: &[String]) -> Option<&String> {
+    /// Whether all labels of the row are among these.
+    fn is_known(&self, names: &[String]) -> bool {
         match &self.said {
-            Said::Class(class) => Some(class).filter(|class| !names.contains(class)),
-            Said::Tags(tags) => tags.iter().find(|tag| !names.contains(tag)),
-            Said::Number(_) | Said::Answer(_) => None,
+            Said::Class(class) => names.contains(class),
+            Said::Tags(tags) => tags.iter().all(|tag| names.contains(tag)),
+            Said::Number(_) | Said::Answer(_) => true,
         }
     }
 

@@ -1,5 +1,5 @@
 //! LibTorch's own kernels: activations, the likelihoods of classes, and attention by its fused scaled-dot-product. On a
-//! processor, the one pass of AdamW that Flex has, on LibTorch's memory.
+//! processor, and where Flex is compiled in, AdamW is Flex's one pass, on LibTorch's memory.
 //!
 //! On a processor, training and inference use ATen's flash attention, whose backward pass
 //! recomputes the probabilities from the log-sum-exp of each row. Elsewhere (CUDA, MPS) inference
@@ -117,9 +117,10 @@ fn sum_groups(grad: Tensor, n_kv_heads: i64) -> Tensor {
 /// The tensor, or a copy whose values lie side by side and are nobody else's.
 #[cfg(feature = "flex")]
 fn owned(tensor: TchTensor) -> TchTensor {
-    match tensor.can_mut() && tensor.tensor.is_contiguous() {
-        true => tensor,
-        false => TchTensor::new(tensor.tensor.contiguous().copy()),
+    match (tensor.tensor.is_contiguous(), tensor.can_mut()) {
+        (true, true) => tensor,
+        (true, false) => TchTensor::new(tensor.tensor.copy()),
+        (false, _) => TchTensor::new(tensor.tensor.contiguous()),
     }
 }
 
@@ -228,7 +229,11 @@ impl TransformerOps for LibTorch {
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         let tensors = [&parameter, &grad, &moment_1, &moment_2];
         let is_here = |tensor: &&TchTensor| {
-            tensor.tensor.device() == tch::Device::Cpu && tensor.tensor.kind() == Kind::Float
+            let tensor = &tensor.tensor;
+            // What is empty may have no address.
+            tensor.device() == tch::Device::Cpu
+                && tensor.kind() == Kind::Float
+                && tensor.numel() > 0
         };
         if !tensors.iter().all(is_here) {
             return crate::adamw::composed::<Self>(parameter, grad, moment_1, moment_2, step);

@@ -380,7 +380,7 @@ pub struct DataConfig {
     /// What tables are, when their names do not tell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<Format>,
-    /// What to do with a row that cannot be read.
+    /// What to do with a row that cannot be read or has an unknown label, and with text that is not UTF-8.
     #[serde(default)]
     pub bad_rows: BadRows,
     /// How many rows of each class to learn from, chosen by the seed. Without it, all.

@@ -285,7 +285,7 @@ pub fn train(
     let out = &options.out;
     earlier_run(out, options.start)?;
     let training = out.join(TRAINING);
-    let lock = match training.exists() {
+    let lock = match training.exists() || options.start == Start::Resume {
         true => Some(FolderLock::acquire(&training)?),
         false => None,
     };

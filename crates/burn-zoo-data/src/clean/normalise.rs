@@ -24,8 +24,8 @@ pub enum Form {
 }
 
 impl Form {
-    /// Whether a text is certainly in the form. ASCII is in every form, and separates what is
-    /// around it: only what changes with a neighbour before it could differ, which is not certain.
+    /// Whether a text is certainly in the form. ASCII is in every form, and the quick check starts
+    /// anew with it: a mark that could be composed with a letter before it is never certain.
     fn holds(self, text: &str) -> bool {
         let quick = match self {
             Self::Nfc => |run: &str| is_nfc_quick(run.chars()),
@@ -127,6 +127,18 @@ mod tests {
     }
 
     #[test]
+    fn ascii_is_invisible_alike_wherever_it_stands() {
+        for byte in 0..128u8 {
+            for place in 0..130 {
+                let mut text = vec![b' '; 130];
+                text[place] = byte;
+                let text = String::from_utf8(text).unwrap();
+                assert_eq!(has_control(&text), is_invisible(char::from(byte)));
+            }
+        }
+    }
+
+    #[test]
     fn forms_are_those_of_the_standard() {
         assert_eq!(result("e\u{301}ﬁ²", Form::Nfc, true), "éﬁ²");
         assert_eq!(result("éﬁ", Form::Nfd, true), "e\u{301}ﬁ");
@@ -152,8 +164,15 @@ mod tests {
         }
 
         #[test]
-        fn ascii_is_invisible_alike_in_blocks(text in "[\\x00-\\x7f]{0,200}") {
-            prop_assert_eq!(has_control(&text), text.chars().any(is_invisible));
+        fn runs_are_in_a_form_when_the_whole_is(text in "[ae\u{301}\u{323}éﬁ\u{1100}\u{1161}각]{0,12}") {
+            for (form, whole) in [
+                (Form::Nfc, is_nfc_quick(text.chars())),
+                (Form::Nfd, is_nfd_quick(text.chars())),
+                (Form::Nfkc, is_nfkc_quick(text.chars())),
+                (Form::Nfkd, is_nfkd_quick(text.chars())),
+            ] {
+                prop_assert_eq!(form.holds(&text), whole == IsNormalized::Yes);
+            }
         }
 
         #[test]

@@ -201,6 +201,8 @@ mod tests {
             let character = char::from(byte);
             assert_eq!(SPACE.has_ascii(byte), character.is_whitespace());
             assert_eq!(ALPHANUMERIC.has_ascii(byte), character.is_alphanumeric());
+            let is_part = character.is_alphanumeric() || character == '\'';
+            assert_eq!(ALPHANUMERIC_OR_APOSTROPHE.has_ascii(byte), is_part);
         }
     }
 }

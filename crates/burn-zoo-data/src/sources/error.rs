@@ -24,6 +24,12 @@ pub enum SourceError {
         /// The path or pattern.
         path: String,
     },
+    /// There is a checksum for something that is here already.
+    #[error("{path} is not downloaded: `sha256` is for addresses, leave it out")]
+    NotDownloaded {
+        /// The path or pattern.
+        path: String,
+    },
     /// A pattern is not one.
     #[error("{pattern} is no pattern: {message}")]
     Pattern {

@@ -153,6 +153,10 @@ fn paths(config: &SourceConfig) -> Result<Vec<PathBuf>, SourceError> {
     if config.path.contains("://") {
         return downloaded(config);
     }
+    if config.sha256.is_some() {
+        let path = config.path.clone();
+        return Err(SourceError::NotDownloaded { path });
+    }
     local(Path::new(&config.path))
 }
 

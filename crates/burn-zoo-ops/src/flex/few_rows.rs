@@ -11,9 +11,12 @@ use super::simd::{Kernel, add_up, mul_add, run};
 /// Places of the matrix that are read side by side.
 const STREAMS: usize = 8;
 
-/// Values of the matrix that a thread takes at a time: 512 kB, but never less than a 16th of the matrix. It does not
-/// depend on the number of threads, so neither does the result.
+/// Values of the matrix that a thread takes at a time: 512 kB. It does not depend on the number of threads, so neither
+/// does the result.
 const PIECE: usize = 1 << 17;
+
+/// Sums of outputs that are added up at the end, at most.
+const PARTS: usize = 16;
 
 /// Columns that stay in the fastest cache while all rows use them.
 const COLUMNS: usize = 512;
@@ -47,11 +50,11 @@ pub(super) fn add_product(
     output: &mut [f32],
 ) {
     let inner = weights.len() / width;
-    let line = match order {
-        Order::Rows => width,
-        Order::Columns => inner,
+    let (line, piece) = match order {
+        Order::Rows => (width, PIECE.max(weights.len() / PARTS)),
+        Order::Columns => (inner, PIECE),
     };
-    let lines = (weights.len() / 16).max(PIECE).div_ceil(line);
+    let lines = piece.div_ceil(line);
     let pieces = weights.par_chunks(lines * line).enumerate();
     match order {
         Order::Rows => {

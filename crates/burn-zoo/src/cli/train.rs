@@ -145,7 +145,14 @@ impl Corpus {
             (None, Some(path)) if path.join(pipeline::TOKENS).is_dir() => {
                 Self::Packed(path.clone())
             }
-            (None, Some(path)) => Self::Text(read_text(path, recipe.data.bad_rows)?),
+            (None, Some(path)) => {
+                let (text, skipped) = read_text(path, recipe.data.bad_rows)?;
+                if skipped > 0 {
+                    let path = path.display();
+                    eprintln!("left out of {path}, for it is not UTF-8: files or parts, {skipped}");
+                }
+                Self::Text(text)
+            }
             (None, None) => Self::Text(OWN_TEXT.to_owned()),
             (Some(_), Some(path)) => Self::Tables(path.clone()),
             (Some(_), None) => {
