@@ -78,12 +78,14 @@ pub fn read_text(path: &Path, bad_rows: BadRows) -> Result<(String, u64), Corpus
     let source = source.with_format(Format::Text).with_bad_rows(bad_rows);
     let (mut text, mut skipped) = (String::new(), 0);
     for file in source.files()? {
-        if !text.is_empty() && !text.ends_with('\n') {
-            text.push('\n');
-        }
+        let start = text.len();
         let mut documents = file.documents()?;
         for document in &mut documents {
-            text.push_str(&document?.text);
+            let document = document?;
+            if text.len() == start && !text.is_empty() && !text.ends_with('\n') {
+                text.push('\n');
+            }
+            text.push_str(&document.text);
         }
         skipped += documents.counts().skipped();
     }
