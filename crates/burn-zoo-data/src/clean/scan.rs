@@ -179,6 +179,7 @@ mod tests {
             for (word, spelled) in found.words().iter().zip(spelled) {
                 prop_assert_eq!(word.characters, spelled.chars().count());
             }
+            prop_assert_eq!(count_characters(&text), text.chars().count());
             let first = text.find(char::is_alphanumeric).unwrap_or(text.len());
             prop_assert_eq!(ALPHANUMERIC.find(&text, 0), first);
         }
