@@ -2,8 +2,9 @@
 
 mod common;
 
-use burn::module::Module;
-use burn::tensor::{Bool, Device, Int, Tensor, activation};
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::optim::GradientsParams;
+use burn::tensor::{Bool, DType, Device, Int, Tensor, activation};
 use burn_zoo::{
     models::{directory, family::Architecture},
     nn::{
@@ -15,12 +16,14 @@ use burn_zoo::{
         feed_forward::{Activation, FeedForwardConfig},
         head::{LanguageHeadConfig, Projection, TransformConfig},
         init,
-        mixture::{ExpertCapacity, ExpertWeights, MixtureConfig},
+        mixture::{ExpertCapacity, ExpertWeights, MixtureConfig, Routing},
         norm::NormConfig,
         pass::Pass,
+        recompute,
         rotary::{RotaryConfig, RotaryPairing, RotaryScaling},
         stack::StackConfig,
     },
+    train::precision::Precision,
 };
 use common::{assert_close, data, devices, normal, normal_distribution, processor, values};
 use proptest::prelude::*;
@@ -373,6 +376,24 @@ fn check_cache(config: &TransformerConfig, ids: &[u8], pieces: &[usize], device:
     }
 }
 
+/// The gradient of each parameter, one after the other; zeros where there is none.
+fn gradients(model: &Transformer, grads: GradientsParams) -> Vec<f64> {
+    struct Collect(GradientsParams, Vec<f64>);
+    impl ModuleVisitor for Collect {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            match self.0.remove::<D>(param.id) {
+                Some(grad) => self.1.extend(values(grad)),
+                None => self
+                    .1
+                    .extend(vec![0.0; param.val().dims().iter().product()]),
+            }
+        }
+    }
+    let mut collect = Collect(grads, Vec::new());
+    model.visit(&mut collect);
+    collect.1
+}
+
 proptest! {
     // The same cases each time: what fails once fails again.
     #![proptest_config(ProptestConfig { rng_seed: RngSeed::Fixed(1), ..ProptestConfig::with_cases(300) })]
@@ -392,6 +413,39 @@ proptest! {
         let grads = loss.backward();
         let token = model.embedding.token.val().grad(&grads);
         prop_assert!(values(token.unwrap()).iter().all(|value| value.is_finite()));
+    }
+
+    #[test]
+    fn blocks_computed_again_have_the_same_gradients(
+        config in any_model(),
+        ids in ids(1..=CONTEXT),
+        is_embedding_learned in any::<bool>(),
+        precision in prop_oneof![Just(Precision::F32), Just(Precision::F16)],
+    ) {
+        let device = processor().autodiff();
+        let mut model = precision.cast(&init_model(&config, &device));
+        if !is_embedding_learned {
+            model.embedding = model.embedding.no_grad();
+        }
+        let square = |tensor: Tensor<3>| tensor.cast(DType::F32).square().mean();
+        let loss = || {
+            let outputs = model.outputs(inputs(&config, &ids, 1, &device));
+            let losses = [model.logits(outputs.hidden)].into_iter().chain(outputs.encoder_hidden);
+            let routers = outputs.routing.iter().map(Routing::auxiliary_loss);
+            let losses = losses.map(square).chain(routers);
+            losses.reduce(|sum, loss| sum + loss).unwrap()
+        };
+        let kept = loss();
+        let (again, tape) = recompute::record(loss);
+        prop_assert_eq!(values(again.clone()), values(kept.clone()));
+        let expected = gradients(&model, GradientsParams::from_grads(kept.backward(), &model));
+        let found = gradients(&model, tape.gradients(again, &model));
+        let largest = expected.iter().fold(0f64, |max, value| max.max(value.abs()));
+        let tolerance = match precision {
+            Precision::F32 => 1e-5,
+            _ => 1e-2,
+        };
+        assert_close(&found, &expected, tolerance * largest, "gradients");
     }
 
     #[test]
@@ -850,4 +904,41 @@ fn initial_weights_follow_gpt2() {
     }
     let bias = block.attention.query.bias.as_ref().unwrap().val();
     assert!(values(bias).iter().all(|&value| value == 0.0));
+}
+
+/// A block that is computed again drops what it dropped before: the gradient is the slope of the loss. The generator of
+/// a device belongs to the process, and no other test here draws from it.
+#[test]
+fn blocks_computed_again_draw_the_same_dropout() {
+    struct Move<'a>(&'a GradientsParams, f64);
+    impl ModuleMapper for Move<'_> {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let step = self.0.get::<D>(param.id).unwrap() * self.1;
+            param.map(|value| (value.inner() + step).autodiff().require_grad())
+        }
+    }
+    let device = processor().autodiff();
+    let blocks = vec![BlockConfig::gpt2(16, 2).with_dropout(0.5); 3];
+    let config = TransformerConfig::new(VOCAB, 16, CONTEXT, blocks).with_init_std(0.5);
+    let model = init_model(&config, &device);
+    let loss = |model: &Transformer| {
+        device.seed(5);
+        recompute::seed(5);
+        let tokens = tokens(&[3, 1, 4, 1, 5, 9, 2, 6], &device);
+        recompute::record(|| model.forward(tokens).square().mean())
+    };
+    let grads = || {
+        let (loss, tape) = loss(&model);
+        tape.gradients(loss, &model)
+    };
+    let squares = gradients(&model, grads())
+        .into_iter()
+        .map(|value| value * value);
+    let (norm, grads) = (squares.sum::<f64>().sqrt(), grads());
+    let beside = |distance: f64| {
+        let moved = model.clone().map(&mut Move(&grads, distance / norm));
+        values(loss(&moved).0)[0]
+    };
+    let slope = (beside(1e-2) - beside(-1e-2)) / 2e-2;
+    assert!((slope / norm - 1.0).abs() < 0.02, "{slope}, not {norm}");
 }

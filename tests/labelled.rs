@@ -599,11 +599,10 @@ fn a_few_rows_of_each_class_are_learned_from_over_seeds() {
             &[("data.shots", shots), ("loop.epochs", "2")],
         )
     };
-    let summary = run(&few("3"), &tables, &folder.path().join("run"))
-        .summary
-        .unwrap();
-    // Six rows in batches of eight.
-    assert_eq!((summary.iterations, summary.tokens), (2, 12));
+    let state = run(&few("3"), &tables, &folder.path().join("run")).state;
+    // Six rows in batches of eight, each of four words between two marks.
+    let learned = (state.step, state.predictions, state.tokens);
+    assert_eq!(learned, (2, 12, 12 * 6));
     let refused = refusal(&few("40"), &tables);
     assert!(
         refused.contains("has 32 training rows, fewer than the 40"),
@@ -672,6 +671,7 @@ fn first_rows(batch: ExampleBatch, rows: usize, n_asked: usize) -> ExampleBatch 
             Targets::Spans(ends) => Targets::Spans(ends.narrow(0, 0, rows)),
         },
         n_asked,
+        n_tokens: batch.n_tokens,
         share: batch.share,
     }
 }

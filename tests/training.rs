@@ -24,7 +24,7 @@ use burn_zoo::{
         Recipe,
         average::AverageConfig,
         checkpoint::Checkpoints,
-        objective::{LanguageModeling, Scaled, StepConfig, Trainee},
+        objective::{LanguageModeling, Recompute, Scaled, StepConfig, Trainee},
         optimizer::{OptimizerConfig, clip_by_global_norm},
         precision::{LossScale, Precision},
         recipe::EarlyStopping,
@@ -330,7 +330,8 @@ fn early_stopping_keeps_the_best_model() {
         Tensor::<1, Int>::from_data(values.as_slice(), &device).reshape([n / seq, seq])
     };
     let loss = trainee(fitted.model)
-        .loss(&TokenBatch::new(rows(0), rows(1), None))
+        .forward(&TokenBatch::new(rows(0), rows(1), None))
+        .loss
         .mean;
     // All but the last few predictions.
     assert!((values(loss)[0] - best.loss).abs() < 0.02);
@@ -363,14 +364,15 @@ fn old_checkpoints_go_but_the_best_stays() {
     assert_eq!(checkpoints.steps(), expected);
 }
 
-/// Recomputing memory-bound operations in the backward pass changes memory, not what is learned.
+/// Computing blocks again in the backward pass changes memory, not what is learned, with several batches a step too.
 #[test]
-fn gradient_checkpointing_learns_the_same() {
+fn recomputed_blocks_learn_the_same() {
     let (splits, vocab_size) = own_tokens();
     let device = processor();
-    let losses = |gradient_checkpointing| {
+    let losses = |recompute| {
         let mut config = config(10);
-        config.training.gradient_checkpointing = gradient_checkpointing;
+        config.training.recompute = recompute;
+        config.training.accumulation = 2;
         let (records, on_record) = recorder();
         let session = Session {
             on_record,
@@ -381,7 +383,8 @@ fn gradient_checkpointing_learns_the_same() {
         fit(model, LanguageModeling, &windows, &config, &device, session).unwrap();
         train_losses(&records)
     };
-    assert_close(&losses(true), &losses(false), 1e-6, "checkpointed");
+    let [block, nothing] = [Recompute::Block, Recompute::Nothing].map(losses);
+    assert_close(&block, &nothing, 1e-6, "recomputed");
 }
 
 /// In half precision, a training goes nearly the same way, resumes exactly, and is refused where the backend

@@ -1,6 +1,6 @@
 """Python's side of the SST-2 recipes: `transformers` and `peft`, at the same settings.
 
-    sst2.py full|lora|head MODEL FOLDER [LEARNING-RATE]
+    sst2.py full|lora|head MODEL FOLDER [LEARNING-RATE [SEED]]
 
 Prints the accuracy on the test rows and the seconds of training, evaluations aside.
 """
@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_
 
 kind, path, folder = sys.argv[1:4]
 learning_rate = float(sys.argv[4]) if len(sys.argv) > 4 else 5e-5
-torch.manual_seed(1337)
+torch.manual_seed(int(sys.argv[5]) if len(sys.argv) > 5 else 1337)
 tokenizer = AutoTokenizer.from_pretrained(path)
 model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=2)
 if kind == "lora":

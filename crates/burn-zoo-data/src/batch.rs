@@ -15,6 +15,9 @@ pub trait Batch: Clone + Debug + Send + 'static {
     /// How many predictions its mean loss averages.
     fn n_predictions(&self) -> usize;
 
+    /// How many tokens the model reads, padding aside.
+    fn n_tokens(&self) -> usize;
+
     /// Its share of the predictions of its optimiser step, 1 unless gradients are accumulated.
     fn share(&self) -> f32;
 

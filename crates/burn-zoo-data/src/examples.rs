@@ -61,6 +61,8 @@ pub struct ExampleBatch {
     pub targets: Targets,
     /// How many labels are asked.
     pub n_asked: usize,
+    /// How many tokens are not padding.
+    pub n_tokens: usize,
     /// The batch's share of the predictions of its optimiser step.
     pub share: f32,
 }
@@ -68,6 +70,10 @@ pub struct ExampleBatch {
 impl Batch for ExampleBatch {
     fn n_predictions(&self) -> usize {
         self.n_asked
+    }
+
+    fn n_tokens(&self) -> usize {
+        self.n_tokens
     }
 
     fn share(&self) -> f32 {
@@ -98,11 +104,12 @@ impl ExampleBatch {
         let has_segments = segments.any(|&segment| segment > 0);
         Self {
             inputs: Inputs {
-                visible: visible(lengths, device),
+                visible: visible(lengths.clone(), device),
                 segments: has_segments.then(|| matrix(&|example| ids(&example.segments), 0)),
                 ..tokens.into()
             },
             n_asked: examples.iter().map(|example| example.n_asked()).sum(),
+            n_tokens: lengths.sum(),
             targets: targets(examples, matrix, device),
             share: 1.0,
         }

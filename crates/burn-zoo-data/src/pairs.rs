@@ -55,6 +55,8 @@ pub struct PairBatch {
     pub relations: Tensor<1, Int>,
     /// Where a token is asked.
     pub asked: Asked,
+    /// How many tokens are not padding.
+    pub n_tokens: usize,
     /// The batch's share of the predictions of its optimiser step.
     pub share: f32,
 }
@@ -62,6 +64,10 @@ pub struct PairBatch {
 impl Batch for PairBatch {
     fn n_predictions(&self) -> usize {
         self.asked.n
+    }
+
+    fn n_tokens(&self) -> usize {
+        self.n_tokens
     }
 
     fn share(&self) -> f32 {
@@ -262,6 +268,7 @@ impl SentencePairs {
             targets: matrix(&targets, NOT_ASKED),
             relations: Tensor::from_data(relations.as_slice(), device),
             asked,
+            n_tokens: rows.iter().map(Vec::len).sum(),
             share: 1.0,
         }
     }

@@ -354,11 +354,8 @@ impl MultiHeadAttention {
             AttentionScale::Fixed(scale) => (query, *scale),
             AttentionScale::PerHead(scales) => {
                 let data = TensorData::new(scales.clone(), [1, scales.len(), 1, 1]);
-                let data = data.convert_dtype(query.dtype());
-                (
-                    query.clone() * Tensor::from_data(data, &query.device()),
-                    1.0,
-                )
+                let scales = Tensor::<4>::from_data(data, &query.device()).cast(query.dtype());
+                (query * scales, 1.0)
             }
         }
     }

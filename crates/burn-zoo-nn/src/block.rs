@@ -231,6 +231,13 @@ impl Block {
         linears
     }
 
+    /// Whether it draws in training.
+    pub(crate) fn has_dropout(&mut self) -> bool {
+        let is_own = self.dropout.prob > 0.0;
+        let mut linears = self.linears().into_iter();
+        is_own || linears.any(|(_, linear)| linear.has_dropout())
+    }
+
     /// `[batch, seq, d_model] → [batch, seq, d_model]`.
     ///
     /// With a cache, `x` continues the sequence that the cache holds and is added to it.

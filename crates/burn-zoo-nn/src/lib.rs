@@ -20,6 +20,7 @@
 //! | [`contact`] | contacts of residues from attention (ESM) |
 //! | [`transformer`] | embedding, encoder, stack and head as one model |
 //! | [`pass`] | what the layers of one forward pass share |
+//! | [`recompute`] | blocks computed again in the backward pass instead of kept |
 //! | [`cache`] | keys and values of the positions already seen |
 //! | [`init`] | initial parameters from a seeded host generator |
 //!
@@ -49,6 +50,7 @@ pub mod linear;
 pub mod mixture;
 pub mod norm;
 pub mod pass;
+pub mod recompute;
 pub mod rotary;
 pub mod scores;
 pub mod stack;

@@ -40,6 +40,12 @@ impl Linear {
         }
     }
 
+    /// Whether it draws in training.
+    pub(crate) fn has_dropout(&self) -> bool {
+        let adapter = self.lora.as_ref();
+        adapter.is_some_and(|lora| lora.dropout.prob > 0.0)
+    }
+
     /// Adds a new adapter, which changes nothing before it is trained: `a` is random and `b` zero.
     pub fn adapt(&mut self, config: &LoraConfig) {
         let ([d_input, d_output], device) = (self.dims(), self.weight.lazy_device());

@@ -6,6 +6,7 @@ use crate::{
     attention::AttentionPattern,
     bias,
     mixture::Routing,
+    recompute::constant,
     rotary::{RotaryConfig, RotaryTable},
 };
 
@@ -17,7 +18,7 @@ const HIDDEN: f32 = -3.0e4;
 /// tables that several layers need and that are made once.
 ///
 /// `Pass::default()` is a pass over whole sequences without padding.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Pass {
     /// How many positions are cached before the input.
     pub start: usize,
@@ -40,8 +41,8 @@ pub struct Pass {
     pub(crate) relative: Option<Tensor<4>>,
     /// What each mixture of experts decided, in the order of the layers.
     pub routing: Vec<Routing>,
-    pub(crate) biases: Vec<(BiasKey, Option<Tensor<4>>)>,
-    pub(crate) tables: Vec<(RotaryConfig, RotaryTable)>,
+    pub(crate) biases: Biases,
+    pub(crate) tables: Tables,
 }
 
 /// The output of an encoder, read by cross-attention.
@@ -62,6 +63,12 @@ impl Memory {
         })
     }
 }
+
+/// Biases that were composed before, by what they are for.
+type Biases = Vec<(BiasKey, Option<Tensor<4>>)>;
+
+/// Rotations that were made before, by their configuration.
+type Tables = Vec<(RotaryConfig, RotaryTable)>;
 
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) struct BiasKey {
@@ -111,7 +118,11 @@ impl Pass {
         [self.relative.clone(), alibi, prefix, padding, others]
             .into_iter()
             .flatten()
-            .reduce(|sum, bias| sum + bias)
+            .reduce(|sum, bias| {
+                // A learned bias may be in 16 bits.
+                let dtype = sum.dtype();
+                sum + bias.cast(dtype)
+            })
     }
 
     /// Which of the new tokens are real, `[batch, seq]`. All when none.
@@ -179,6 +190,36 @@ impl Pass {
         let queries = documents.clone().narrow(1, self.start, seq);
         let queries = queries.reshape([batch, 1, seq, 1]).expand(shape);
         queries.equal(documents.reshape([batch, 1, 1, keys]).expand(shape))
+    }
+
+    /// Whether gradients flow to what blocks read besides their input.
+    pub(crate) fn is_tracked(&self) -> bool {
+        let memory = self.memory.as_ref();
+        self.relative.as_ref().is_some_and(Tensor::is_tracked)
+            || memory.is_some_and(|memory| memory.hidden.is_tracked())
+    }
+
+    /// What a block reads whose graph is not kept.
+    pub(crate) fn without_graph(&self) -> Self {
+        let mut pass = self.clone();
+        pass.routing.clear();
+        pass.relative = pass.relative.map(constant);
+        pass.memory = pass.memory.map(|memory| Memory {
+            hidden: constant(memory.hidden),
+            ..memory
+        });
+        pass
+    }
+
+    /// What it reads when it is computed again, for gradients.
+    pub(crate) fn for_replay(&self) -> Self {
+        let mut pass = self.clone();
+        pass.routing.clear();
+        if self.relative.as_ref().is_some_and(Tensor::is_tracked) {
+            // They were made of the bias without its graph.
+            pass.biases.clear();
+        }
+        pass
     }
 
     /// The rotations of the input's positions.

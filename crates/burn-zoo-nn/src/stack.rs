@@ -13,7 +13,7 @@ use crate::{
     linear::{Linears, within},
     norm::{Norm, NormConfig},
     pass::Pass,
-    require_positive,
+    recompute, require_positive,
 };
 
 /// Configuration of a [`Stack`].
@@ -194,10 +194,16 @@ impl Stack {
         pass.relative = self
             .relative
             .as_ref()
-            .map(|relative| relative.forward(seq, pass.start + seq));
+            .map(|relative| recompute::cut(relative.forward(seq, pass.start + seq)));
+        if let Some(memory) = &mut pass.memory {
+            memory.hidden = recompute::cut(memory.hidden.clone());
+        }
+        x = recompute::cut(x);
         for (index, block) in self.blocks.iter().enumerate() {
-            let layer = cache.as_mut().map(|cache| &mut cache.layers[index]);
-            x = block.forward(x, pass, layer);
+            x = match cache.as_mut() {
+                Some(cache) => block.forward(x, pass, Some(&mut cache.layers[index])),
+                None => recompute::forward(block, x, pass),
+            };
         }
         match &self.final_norm {
             Some(norm) => norm.forward(x),

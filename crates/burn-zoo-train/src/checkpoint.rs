@@ -41,8 +41,10 @@ pub struct RunState {
     pub best: Option<Evaluation>,
     /// Evaluations since the best one.
     pub evaluations_since_best: usize,
-    /// Predictions learned from: tokens of a text, or labels.
+    /// Tokens read, padding aside.
     pub tokens: usize,
+    /// Predictions learned from: tokens of a text, or labels.
+    pub predictions: usize,
     /// Seconds spent in training steps.
     pub training_seconds: f64,
     /// Seconds spent in all.

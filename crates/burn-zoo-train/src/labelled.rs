@@ -147,7 +147,7 @@ pub(crate) fn evaluate(
     for batch in examples.valid(device).iter() {
         let batch = batch.map_err(|error| failed(error.to_string()))?;
         let n_predictions = batch.n_predictions();
-        let output = LossOutput::new(&Labelling.loss(&model, &batch, 0.0), n_predictions);
+        let output = LossOutput::new(&Labelling.loss(&model, &batch, 0.0), &batch);
         let facts = output.facts().map_err(|error| failed(error.to_string()))?;
         mean.add(facts, n_predictions);
     }

@@ -15,11 +15,11 @@ use crate::{memory, objective::LossOutput};
 /// What a metric measures of each step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Quantity {
-    /// The mean loss over tokens, in nats.
+    /// The mean loss over predictions, in nats.
     Loss,
     /// The exponential of the mean loss.
     Perplexity,
-    /// Predictions per second: tokens of a text, or labels.
+    /// Tokens read per second, padding aside.
     Speed,
     /// The most memory that the process has had resident, in megabytes.
     Memory,
@@ -37,10 +37,10 @@ impl Quantity {
 
     /// The sum and the weight that a step adds; their quotient is the mean.
     fn observe(self, step: &StepFacts) -> [f64; 2] {
-        let tokens = step.n_predictions as f64;
+        let predictions = step.n_predictions as f64;
         match self {
-            Self::Loss | Self::Perplexity => [step.loss * tokens, tokens],
-            Self::Speed => [tokens, step.seconds],
+            Self::Loss | Self::Perplexity => [step.loss * predictions, predictions],
+            Self::Speed => [step.n_tokens as f64, step.seconds],
             Self::Memory => [memory::peak_bytes().unwrap_or(0) as f64 / 1e6, 1.0],
         }
     }
@@ -90,6 +90,7 @@ impl StepMetric {
 pub struct StepFacts {
     loss: f64,
     n_predictions: usize,
+    n_tokens: usize,
     seconds: f64,
 }
 
@@ -99,6 +100,7 @@ impl Adaptor<StepFacts> for LossOutput {
         StepFacts {
             loss: self.facts().map_or(f64::NAN, |facts| facts.loss),
             n_predictions: self.n_predictions,
+            n_tokens: self.n_tokens,
             seconds: self.seconds,
         }
     }

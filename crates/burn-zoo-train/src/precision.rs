@@ -1,7 +1,8 @@
 //! Training in half precision: the forward and backward pass in 16 bits, weights and optimiser in 32
 //! (Micikevicius et al. 2018, arXiv:1710.03740).
 
-use burn::module::{Module, ModuleMapper, Param};
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::optim::GradientsParams;
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -42,17 +43,39 @@ impl Precision {
         }
     }
 
-    /// A copy of `model` in this precision. Gradients flow through it to the original's parameters.
+    /// A copy of `model` in this precision, whose parameters have their own [gradients](Self::gradients).
     pub fn cast<M: Module>(self, model: &M) -> M {
         struct Cast(FloatDType);
         impl ModuleMapper for Cast {
             fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-                Param::initialized(param.id, param.val().cast(self.0))
+                let is_learned = param.is_require_grad();
+                let value = param.val().set_require_grad(false).cast(self.0);
+                Param::initialized(param.id, value.set_require_grad(is_learned))
             }
         }
         match self {
             Self::F32 => model.clone(),
             Self::Bf16 | Self::F16 => model.clone().map(&mut Cast(self.dtype())),
+        }
+    }
+
+    /// The gradients of a [copy](Self::cast) as those of the model, in 32 bits.
+    pub fn gradients<M: Module>(self, copy: &M, grads: GradientsParams) -> GradientsParams {
+        struct Cast(GradientsParams);
+        impl ModuleVisitor for Cast {
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+                if let Some(grad) = self.0.remove::<D>(param.id) {
+                    self.0.register(param.id, grad.cast(FloatDType::F32));
+                }
+            }
+        }
+        match self {
+            Self::F32 => grads,
+            Self::Bf16 | Self::F16 => {
+                let mut cast = Cast(grads);
+                copy.visit(&mut cast);
+                cast.0
+            }
         }
     }
 

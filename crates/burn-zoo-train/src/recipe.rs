@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::{
-    average::AverageConfig, optimizer::OptimizerConfig, precision::Precision,
+    average::AverageConfig, objective::Recompute, optimizer::OptimizerConfig, precision::Precision,
     schedule::ScheduleConfig,
 };
 
@@ -29,7 +29,7 @@ const MAY_CHANGE: [&str; 10] = [
     "data.corpus",
     "loop.epochs",
     "loop.iterations",
-    "loop.gradient_checkpointing",
+    "loop.recompute",
     "loop.eval_interval",
     "loop.checkpoint_interval",
     "loop.sample_interval",
@@ -266,7 +266,7 @@ pub enum Adaptation {
 }
 
 impl Adaptation {
-    fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         *self == Self::Full
     }
 }
@@ -446,9 +446,9 @@ pub struct LoopConfig {
     /// What a step computes in.
     #[serde(default)]
     pub precision: Precision,
-    /// Whether memory-bound operations are computed again in the backward pass instead of kept.
+    /// What the backward pass computes again instead of keeping it from the forward pass.
     #[serde(default)]
-    pub gradient_checkpointing: bool,
+    pub recompute: Recompute,
     /// The mean of weights over the training, which is then what is evaluated and saved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ema: Option<AverageConfig>,
@@ -483,7 +483,7 @@ impl LoopConfig {
             accumulation: one(),
             label_smoothing: 0.0,
             precision: Precision::F32,
-            gradient_checkpointing: false,
+            recompute: Recompute::Nothing,
             ema: None,
             eval_interval: default_eval_interval(),
             checkpoint_interval: None,

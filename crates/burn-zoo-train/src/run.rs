@@ -181,9 +181,9 @@ pub struct Summary {
     pub valid_loss: f64,
     /// The mean loss of the training steps before the last evaluation, in nats.
     pub train_loss: f64,
-    /// Tokens learned from per second of training, evaluations aside.
+    /// Tokens read per second of training, padding and evaluations aside.
     pub tokens_per_second: f64,
-    /// Tokens learned from.
+    /// Tokens read in training, padding aside.
     pub tokens: usize,
     /// Seconds in all, evaluations and checkpoints included.
     pub seconds: f64,
@@ -193,9 +193,10 @@ pub struct Summary {
     pub parameters: usize,
     /// The recipe's seed.
     pub seed: u64,
-    /// Floating-point operations of a token's forward and backward pass, see [`flops`].
-    #[serde(default)]
-    pub flops_per_token: f64,
+    /// Floating-point operations of a token's forward and backward pass, see [`flops`], where all of a single stack
+    /// learns: what is kept needs fewer, and the tokens of an encoder–decoder go through one of two stacks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flops_per_token: Option<f64>,
     /// What the device could compute, in operations per second, where that was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peak_flops: Option<f64>,
@@ -506,22 +507,20 @@ fn summarise(
     peak_flops: Option<f64>,
 ) -> Result<Summary, RunError> {
     let config = &task.architecture.transformer;
-    // Of all tokens of a step, also those of which nothing is asked. Labelled texts have any length.
     let LoopConfig {
         batch_size,
         accumulation,
         ..
     } = recipe.training;
-    let n_read = state.step * batch_size * accumulation * config.context_length();
-    let scored = match task.data {
-        Data::Labelled(_) => 1.0,
-        _ => (state.tokens as f64 / n_read.max(1) as f64).min(1.0),
-    };
-    let flops_per_token = flops::per_token(config, config.context_length(), scored);
-    let flops = match task.data {
-        Data::Labelled(_) => None,
-        _ => Some(flops_per_token * n_read as f64 / state.training_seconds),
-    };
+    let tokens_per_second = state.tokens as f64 / state.training_seconds;
+    let flops_per_token = (recipe.adaptation.is_full() && config.encoder.is_none()).then(|| {
+        // The last batch of a pass may be smaller, which makes texts seem a little shorter.
+        let texts = (state.step * batch_size * accumulation).max(1);
+        let length = (state.tokens as f64 / texts as f64).round() as usize;
+        let scored = state.predictions as f64 / state.tokens.max(1) as f64;
+        flops::per_token(config, length, scored.min(1.0))
+    });
+    let flops = flops_per_token.map(|per_token| per_token * tokens_per_second);
     let saved = match end {
         End::EarlyStopped => state.best,
         _ => state.valid,
@@ -537,7 +536,7 @@ fn summarise(
     Ok(Summary {
         valid_loss: saved.map_or(f64::NAN, |valid| valid.loss),
         train_loss: state.train_loss.unwrap_or(f64::NAN),
-        tokens_per_second: state.tokens as f64 / state.training_seconds,
+        tokens_per_second,
         tokens: state.tokens,
         seconds: state.seconds,
         backend,

@@ -20,6 +20,7 @@ use burn_train::{
     TrainLoader, TrainOutput, TrainStep, TrainingComponents, TrainingItem, ValidLoader,
 };
 use burn_zoo_data::batch::Batch;
+use burn_zoo_nn::recompute;
 
 use crate::{
     average::Average,
@@ -194,10 +195,7 @@ where
         valid: ValidLoader<M>,
         _: usize,
     ) -> (M, SupervisedTrainingEventProcessor<M>) {
-        let mut device = self.device.clone().autodiff();
-        if self.config.gradient_checkpointing {
-            device = device.gradient_checkpointing();
-        }
+        let device = self.device.clone().autodiff();
         learner.fork(&device);
         let train = train.to_device(&device);
         let valid = valid.to_device(&self.device.clone().inner());
@@ -435,6 +433,7 @@ where
         let step_seed =
             self.settings.seed ^ (self.state.step as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
         self.settings.device.seed(step_seed);
+        recompute::seed(step_seed);
 
         let (grads, mut output) = match self.settings.config.accumulation {
             1 => {
@@ -453,7 +452,8 @@ where
         if let Some(average) = self.average.take() {
             self.average = Some(average.update(&self.learner.model(), self.state.step));
         }
-        self.state.tokens += output.n_predictions;
+        self.state.tokens += output.n_tokens;
+        self.state.predictions += output.n_predictions;
         self.state.training_seconds += output.seconds;
         self.unread = Some(Unread {
             step: self.state.step,

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 
-use burn::module::{Module, ModuleDisplay, ModuleMapper, Param};
-use burn::tensor::{Device, GradientCheckpointingStrategy, Tensor};
+use burn::module::{Module, ModuleDisplay};
+use burn::tensor::Device;
 use burn_train::metric::LearningRateMetric;
 use burn_train::renderer::{MetricsRenderer, tui::TuiMetricsRendererWrapper};
 use burn_train::{Interrupter, Learner, SupervisedTraining, TrainingStrategy};
@@ -145,22 +145,6 @@ pub struct Fitted<M> {
     pub outcome: Outcome,
 }
 
-/// Has what depends on parameters computed again in the backward pass, where that is cheap. Parameters keep
-/// their own strategy wherever a module is moved, so it cannot come from the device.
-struct Recomputed;
-
-impl ModuleMapper for Recomputed {
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        param.map(|tensor| {
-            let is_trained = tensor.is_require_grad();
-            tensor
-                .detach()
-                .with_gradient_checkpointing_strategy(GradientCheckpointingStrategy::Balanced)
-                .set_require_grad(is_trained)
-        })
-    }
-}
-
 /// Trains `model` to an objective through burn-train's learner.
 ///
 /// ```
@@ -207,6 +191,7 @@ where
         clip_norm: config.optimizer.clip_norm,
         label_smoothing: training.label_smoothing,
         precision: training.precision,
+        recompute: training.recompute,
     };
     training.precision.check(device)?;
     let checkpoints = match &session.folder {
@@ -235,9 +220,6 @@ where
     let mut trainee = Trainee::new(model, objective, step);
     if let Some((checkpoints, step)) = earlier {
         trainee = trainee.with_loss_scale(checkpoints.state(step)?.loss_scale);
-    }
-    if training.gradient_checkpointing {
-        trainee = trainee.map(&mut Recomputed);
     }
     let optimizer = config.optimizer.init(&trainee)?;
     let schedule = config

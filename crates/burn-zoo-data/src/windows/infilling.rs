@@ -92,7 +92,10 @@ impl Infilling {
             ..matrix(|row| &row.tokens, self.marks.end as i32).into()
         };
         let targets = matrix(|row| &row.targets, NOT_ASKED);
-        TokenBatch::new(inputs, targets, Some(asked))
+        TokenBatch {
+            n_tokens: rows.iter().map(|row| row.tokens.len()).sum(),
+            ..TokenBatch::new(inputs, targets, Some(asked))
+        }
     }
 
     fn blank(&self, text: &[u32], generator: &mut ChaCha8Rng) -> Blanked {

@@ -102,15 +102,21 @@ pub struct TokenBatch {
     pub targets: Tensor<2, Int>,
     /// Where something is asked, if not everywhere.
     pub asked: Option<Asked>,
+    /// How many tokens are not padding, those of a decoder included.
+    pub n_tokens: usize,
     /// The batch's share of the predictions of its optimiser step.
     pub share: f32,
 }
 
 impl TokenBatch {
-    /// Inputs and targets `[batch, seq]`, and where they are not [`NOT_ASKED`], if not everywhere.
+    /// Inputs without padding and targets, `[batch, seq]`, and where they are not [`NOT_ASKED`], if not everywhere.
     pub fn new(inputs: impl Into<Inputs>, targets: Tensor<2, Int>, asked: Option<Asked>) -> Self {
+        let inputs = inputs.into();
+        let tokens = inputs.decoder_tokens.iter().chain([&inputs.tokens]);
+        let n_tokens = tokens.map(|tokens| tokens.dims().iter().product::<usize>());
         Self {
-            inputs: inputs.into(),
+            n_tokens: n_tokens.sum(),
+            inputs,
             targets,
             asked,
             share: 1.0,
@@ -124,6 +130,10 @@ impl Batch for TokenBatch {
             Some(asked) => asked.n,
             None => self.targets.dims().iter().product(),
         }
+    }
+
+    fn n_tokens(&self) -> usize {
+        self.n_tokens
     }
 
     fn share(&self) -> f32 {
@@ -284,13 +294,6 @@ pub struct StepShape {
     pub accumulation: usize,
     /// Tokens that a model reads at a time.
     pub context_length: usize,
-}
-
-impl StepShape {
-    /// Predictions in one optimiser step.
-    pub fn n_tokens(&self) -> usize {
-        self.batch_size * self.accumulation * self.context_length
-    }
 }
 
 /// The tokens to learn from, and those held out.

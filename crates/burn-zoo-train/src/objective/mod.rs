@@ -17,7 +17,11 @@ use burn::optim::{GradientsParams, ModuleOptimizer};
 use burn::tensor::{DType, ExecutionError, Tensor, TensorReadError};
 use burn_train::{InferenceStep, ItemLazy, TrainOutput, TrainStep};
 use burn_zoo_data::batch::Batch;
-use burn_zoo_nn::mixture::Routing;
+use burn_zoo_nn::{
+    mixture::Routing,
+    recompute::{self, Tape},
+};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     optimizer::{clip_by_global_norm, global_norm, scale_gradients},
@@ -79,6 +83,17 @@ impl Loss {
     }
 }
 
+/// What a backward pass computes again instead of keeping it from the forward pass.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Recompute {
+    /// Nothing but what operations never keep.
+    #[default]
+    Nothing,
+    /// Every block from its input, see [`recompute`].
+    Block,
+}
+
 /// What a training step does besides its objective.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct StepConfig {
@@ -88,6 +103,8 @@ pub struct StepConfig {
     pub label_smoothing: f32,
     /// What the forward and backward pass compute in.
     pub precision: Precision,
+    /// What the backward pass computes again.
+    pub recompute: Recompute,
 }
 
 /// A model that learns an objective.
@@ -133,17 +150,44 @@ impl<M: Module, O> Scaled for Trainee<M, O> {
 }
 
 impl<M: Module, O: Objective<M>> Trainee<M, O> {
-    /// The loss of a batch, as training has it.
-    pub fn loss(&self, batch: &O::Batch) -> Loss {
+    /// The forward pass of a step.
+    pub fn forward(&self, batch: &O::Batch) -> Forward<M> {
         let StepConfig {
             label_smoothing,
             precision,
+            recompute,
             ..
         } = self.config;
         let model = precision.cast(&self.model);
-        self.objective
-            .loss(&model, batch, label_smoothing)
-            .in_32_bits()
+        let loss = || self.objective.loss(&model, batch, label_smoothing);
+        let (loss, tape) = match recompute {
+            Recompute::Nothing => (loss(), Tape::default()),
+            Recompute::Block => recompute::record(loss),
+        };
+        Forward {
+            loss: loss.in_32_bits(),
+            model,
+            precision,
+            tape,
+        }
+    }
+}
+
+/// The loss of a batch, and what its gradients need.
+pub struct Forward<M> {
+    /// The loss.
+    pub loss: Loss,
+    /// What it was computed by, and in.
+    model: M,
+    precision: Precision,
+    tape: Tape,
+}
+
+impl<M: Module> Forward<M> {
+    /// The gradients of `total`, which was computed from the loss, for the parameters of the model, in 32 bits.
+    pub fn gradients(self, total: Tensor<1>) -> GradientsParams {
+        let grads = self.tape.gradients(total, &self.model);
+        self.precision.gradients(&self.model, grads)
     }
 }
 
@@ -156,11 +200,12 @@ where
     type Output = LossOutput;
 
     fn step(&self, batch: O::Batch) -> TrainOutput<LossOutput> {
-        let loss = self.loss(&batch);
-        let output = LossOutput::new(&loss, batch.n_predictions());
-        let total = match loss.auxiliary {
-            Some(auxiliary) => loss.mean + auxiliary,
-            None => loss.mean,
+        let forward = self.forward(&batch);
+        let loss = &forward.loss;
+        let output = LossOutput::new(loss, &batch);
+        let total = match loss.auxiliary.clone() {
+            Some(auxiliary) => loss.mean.clone() + auxiliary,
+            None => loss.mean.clone(),
         };
         // Accumulated gradients are summed, so each batch counts by its share of the step.
         let total = match batch.share() {
@@ -171,7 +216,10 @@ where
             Some(scale) => total * scale.factor,
             None => total,
         };
-        TrainOutput::new(self, total.backward(), output)
+        TrainOutput {
+            grads: forward.gradients(total),
+            item: output,
+        }
     }
 
     fn optimize(
@@ -210,7 +258,7 @@ where
 
     fn step(&self, batch: O::Batch) -> LossOutput {
         let loss = self.objective.loss(&self.model, &batch, 0.0);
-        LossOutput::new(&loss, batch.n_predictions())
+        LossOutput::new(&loss, &batch)
     }
 }
 
@@ -223,6 +271,8 @@ pub struct LossOutput {
     values: Arc<OnceLock<Facts>>,
     /// How many predictions it averages.
     pub n_predictions: usize,
+    /// How many tokens the model read, padding aside.
+    pub n_tokens: usize,
     /// How long they took. Set by the training loop.
     pub seconds: f64,
 }
@@ -265,8 +315,8 @@ impl MeanFacts {
 }
 
 impl LossOutput {
-    /// The loss of `n_predictions`.
-    pub fn new(loss: &Loss, n_predictions: usize) -> Self {
+    /// The loss of a batch.
+    pub fn new(loss: &Loss, batch: &impl Batch) -> Self {
         let mean = loss.mean.clone().detach();
         Self {
             facts: match loss.n_correct.clone() {
@@ -274,7 +324,8 @@ impl LossOutput {
                 None => mean,
             },
             values: Arc::default(),
-            n_predictions,
+            n_predictions: batch.n_predictions(),
+            n_tokens: batch.n_tokens(),
             seconds: 0.0,
         }
     }
@@ -311,6 +362,7 @@ impl LossOutput {
             facts: scaled(&self) + scaled(&other),
             values: Arc::default(),
             n_predictions,
+            n_tokens: self.n_tokens + other.n_tokens,
             seconds: self.seconds + other.seconds,
         }
     }

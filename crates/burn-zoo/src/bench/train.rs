@@ -3,13 +3,12 @@
 use std::time::{Duration, Instant};
 
 use burn::module::Module;
-use burn::optim::GradientsParams;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use burn_zoo_data::windows::{Asked, NOT_ASKED, TokenBatch};
 use burn_zoo_nn::{ConfigError, Transformer, TransformerConfig};
 use burn_zoo_train::{
     Learner, flops, memory,
-    objective::{LanguageModeling, StepConfig, Trainee},
+    objective::{LanguageModeling, Recompute, StepConfig, Trainee},
     optimizer::OptimizerConfig,
     schedule::ScheduleConfig,
 };
@@ -74,7 +73,7 @@ pub struct TrainTimes {
 }
 
 impl TrainBench {
-    /// A model on `device`, and batches `[batch_size, seq]` for it.
+    /// A model on `device`, and batches `[batch_size, seq]` for it. Its backward pass recomputes what it is told to.
     ///
     /// # Errors
     ///
@@ -82,6 +81,7 @@ impl TrainBench {
     pub fn new(
         model: &TransformerConfig,
         [batch_size, seq]: [usize; 2],
+        recompute: Recompute,
         device: &Device,
     ) -> Result<Self, ConfigError> {
         if model.head.language().is_none() || model.encoder.is_some() {
@@ -103,6 +103,7 @@ impl TrainBench {
         };
         let step = StepConfig {
             clip_norm: optimizer.clip_norm,
+            recompute,
             ..StepConfig::default()
         };
         let objective = Trainee::new(transformer, LanguageModeling, step);
@@ -178,9 +179,10 @@ impl TrainBench {
             elapsed
         };
         let objective = self.learner.model();
-        let loss = objective.loss(&batch).mean;
+        let pass = objective.forward(&batch);
         let forward = lap();
-        let grads = GradientsParams::from_grads(loss.backward(), &objective);
+        let loss = pass.loss.mean.clone();
+        let grads = pass.gradients(loss);
         let backward = lap();
         drop(objective);
         self.learner.optimizer_step(grads);

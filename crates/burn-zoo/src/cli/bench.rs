@@ -8,8 +8,10 @@ use crate::{
     infer::embed::SentenceEncoder,
     models::{directory, family::find_preset, gpt::GptConfig},
     nn::TransformerConfig,
+    train::objective::Recompute,
 };
 use clap::Subcommand;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
@@ -82,6 +84,9 @@ pub struct TrainArguments {
     /// Sequences of a step.
     #[arg(long, value_name = "N", default_value_t = 12, value_parser = clap::value_parser!(u32).range(1..))]
     batch_size: u32,
+    /// What the backward pass computes again instead of keeping it.
+    #[arg(long, default_value = "nothing", value_parser = recompute())]
+    recompute: Recompute,
     /// Steps to measure whole, and as many part by part.
     #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
     steps: u32,
@@ -90,6 +95,14 @@ pub struct TrainArguments {
     warmup: u32,
     #[command(flatten)]
     common: CommonArguments,
+}
+
+/// The names that recipes have for it.
+fn recompute() -> impl TypedValueParser<Value = Recompute> {
+    PossibleValuesParser::new(["nothing", "block"]).map(|name| match name.as_str() {
+        "block" => Recompute::Block,
+        _ => Recompute::Nothing,
+    })
 }
 
 #[derive(clap::Args)]
@@ -194,7 +207,7 @@ fn train(arguments: &TrainArguments) -> Result<End> {
     let config = arguments.model.config(arguments.context_length)?;
     let found = arguments.common.backend.find()?;
     let sizes = [arguments.batch_size as usize, arguments.context_length];
-    let mut bench = TrainBench::new(&config, sizes, &found.device)?;
+    let mut bench = TrainBench::new(&config, sizes, arguments.recompute, &found.device)?;
     let (warmup, steps) = (arguments.warmup as usize, arguments.steps as usize);
     let bar = progress_bar();
     bar.set_length((warmup + 2 * steps) as u64);
