@@ -71,6 +71,13 @@ pub struct FoundDevice {
     pub device: Device,
 }
 
+impl FoundDevice {
+    /// Whether it is worth measuring what its matrix products reach. An imitated GPU tries its kernels for many minutes.
+    pub fn has_peak(&self) -> bool {
+        self.hardware != Hardware::SoftwareGpu
+    }
+}
+
 /// A device chosen by rank.
 #[derive(Clone, Debug)]
 pub struct Automatic {

@@ -60,10 +60,10 @@ pub struct TrainTimes {
     pub tokens_per_second: f64,
     /// What the model's operations came to, in 10⁹ per second, see [`flops::per_token`].
     pub gflops: f64,
-    /// What the device does of matrix products, in the same unit.
-    pub peak_gflops: f64,
+    /// What the device does of matrix products, in the same unit, where that was measured.
+    pub peak_gflops: Option<f64>,
     /// The share of the peak that the step used.
-    pub mfu: f64,
+    pub mfu: Option<f64>,
     /// The most memory that the process had resident.
     pub peak_memory_bytes: Option<u64>,
     /// Steps measured.
@@ -194,8 +194,15 @@ impl TrainBench {
         }
     }
 
-    /// Runs `warmup` steps, then measures `steps` whole ones and as many part by part, and tells `on_step` of each.
-    pub fn measure(&mut self, warmup: usize, steps: usize, on_step: impl Fn()) -> TrainTimes {
+    /// Runs `warmup` steps, then measures `steps` whole ones and as many part by part, and tells `on_step` of each. The
+    /// peak of the device is measured where that is asked for.
+    pub fn measure(
+        &mut self,
+        warmup: usize,
+        steps: usize,
+        measures_peak: bool,
+        on_step: impl Fn(),
+    ) -> TrainTimes {
         for _ in 0..warmup {
             self.step();
             on_step();
@@ -219,7 +226,7 @@ impl TrainBench {
         let flops = self.flops_per_token * tokens_per_second;
         // Before the peak is measured, which takes memory of its own.
         let peak_memory_bytes = memory::peak_bytes();
-        let peak = flops::measured_peak(&self.device);
+        let peak = measures_peak.then(|| flops::measured_peak(&self.device));
         TrainTimes {
             step_ms,
             min_step_ms,
@@ -228,8 +235,8 @@ impl TrainBench {
             optimizer_ms: part_ms(|parts| parts.optimizer),
             tokens_per_second,
             gflops: flops / 1e9,
-            peak_gflops: peak / 1e9,
-            mfu: flops / peak,
+            peak_gflops: peak.map(|peak| peak / 1e9),
+            mfu: peak.map(|peak| flops / peak),
             peak_memory_bytes,
             steps,
             parameters: self.learner.model().num_params(),

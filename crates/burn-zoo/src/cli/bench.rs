@@ -211,7 +211,7 @@ fn train(arguments: &TrainArguments) -> Result<End> {
     let (warmup, steps) = (arguments.warmup as usize, arguments.steps as usize);
     let bar = progress_bar();
     bar.set_length((warmup + 2 * steps) as u64);
-    let times = bench.measure(warmup, steps, || bar.inc(1));
+    let times = bench.measure(warmup, steps, found.has_peak(), || bar.inc(1));
     bar.finish_and_clear();
     print(
         arguments.common.json,
@@ -236,12 +236,14 @@ fn train(arguments: &TrainArguments) -> Result<End> {
                 ),
                 (
                     "model operations",
-                    format!(
-                        "{:.1} GFLOP/s, {:.1} % of the matrix product's {:.1}",
-                        times.gflops,
-                        100.0 * times.mfu,
-                        times.peak_gflops
-                    ),
+                    match times.mfu.zip(times.peak_gflops) {
+                        None => format!("{:.1} GFLOP/s", times.gflops),
+                        Some((mfu, peak)) => format!(
+                            "{:.1} GFLOP/s, {:.1} % of the matrix product's {peak:.1}",
+                            times.gflops,
+                            100.0 * mfu
+                        ),
+                    },
                 ),
                 ("peak memory", megabytes(times.peak_memory_bytes)),
             ]

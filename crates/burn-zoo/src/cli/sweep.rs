@@ -273,7 +273,7 @@ pub fn run(arguments: &Arguments) -> Result<End> {
         let options = RunOptions {
             display: Display::Lines,
             interrupter: interrupter.clone(),
-            measures_peak: true,
+            measures_peak: found.has_peak(),
             ..RunOptions::new(&directory, &found.name)
         };
         let (summary, error) = match train(&recipe, &found.device, options) {

@@ -98,9 +98,9 @@ pub fn run(arguments: &Arguments) -> Result<End> {
             false => Display::Lines,
         },
         interrupter: stop_on_signals()?,
+        measures_peak: found.has_peak(),
         backend: found.name,
         sampler: corpus.text().map(|text| sampler(text, recipe.seed)),
-        measures_peak: true,
     };
     let run = run::train(&recipe, corpus.material(), &found.device, options)?;
     let Some(summary) = &run.summary else {
