@@ -629,6 +629,8 @@ fn a_few_rows_of_each_class_are_learned_from_over_seeds() {
         .arg(folder.path().join("sweep"))
         .assert()
         .success();
+    let progress = String::from_utf8_lossy(&output.get_output().stderr);
+    assert!(progress.contains("accuracy 0.") && !progress.contains("perplexity"));
     let report: serde_json::Value = serde_json::from_slice(&output.get_output().stdout).unwrap();
     let losses: Vec<f64> = report["trials"]
         .as_array()

@@ -1,4 +1,4 @@
-//! What the learner shows: loss, perplexity, speed and memory.
+//! What the learner shows: loss, what says more to people, speed and memory.
 
 use std::sync::Arc;
 
@@ -15,10 +15,14 @@ use crate::{memory, objective::LossOutput};
 /// What a metric measures of each step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Quantity {
-    /// The mean loss over predictions, in nats.
+    /// The mean loss over predictions: in nats, or a squared error.
     Loss,
     /// The exponential of the mean loss.
     Perplexity,
+    /// The share of predictions that are right.
+    Accuracy,
+    /// The square root of the mean loss, where that is a squared error.
+    RootMeanSquaredError,
     /// Tokens read per second, padding aside.
     Speed,
     /// The most memory that the process has had resident, in megabytes.
@@ -30,6 +34,8 @@ impl Quantity {
         match self {
             Self::Loss => "Loss",
             Self::Perplexity => "Perplexity",
+            Self::Accuracy => "Accuracy",
+            Self::RootMeanSquaredError => "Root mean squared error",
             Self::Speed => "Tokens per second",
             Self::Memory => "Memory (MB)",
         }
@@ -39,7 +45,10 @@ impl Quantity {
     fn observe(self, step: &StepFacts) -> [f64; 2] {
         let predictions = step.n_predictions as f64;
         match self {
-            Self::Loss | Self::Perplexity => [step.loss * predictions, predictions],
+            Self::Loss | Self::Perplexity | Self::RootMeanSquaredError => {
+                [step.loss * predictions, predictions]
+            }
+            Self::Accuracy => [step.accuracy * predictions, predictions],
             Self::Speed => [step.n_tokens as f64, step.seconds],
             Self::Memory => [memory::peak_bytes().unwrap_or(0) as f64 / 1e6, 1.0],
         }
@@ -48,6 +57,7 @@ impl Quantity {
     fn value(self, [sum, weight]: [f64; 2]) -> f64 {
         match self {
             Self::Perplexity => (sum / weight).exp(),
+            Self::RootMeanSquaredError => (sum / weight).sqrt(),
             _ => sum / weight,
         }
     }
@@ -75,8 +85,8 @@ impl StepMetric {
 
     fn entry(&self, numeric: NumericEntry) -> SerializedEntry {
         let precision = match self.quantity {
-            Quantity::Loss | Quantity::Perplexity => 4,
             Quantity::Speed | Quantity::Memory => 0,
+            _ => 4,
         };
         let total = self.quantity.value(self.total);
         let last = self.quantity.value(self.last);
@@ -89,6 +99,8 @@ impl StepMetric {
 #[derive(Clone, Copy, Debug)]
 pub struct StepFacts {
     loss: f64,
+    /// NaN where that is not counted.
+    accuracy: f64,
     n_predictions: usize,
     n_tokens: usize,
     seconds: f64,
@@ -97,8 +109,11 @@ pub struct StepFacts {
 impl Adaptor<StepFacts> for LossOutput {
     fn adapt(&self) -> StepFacts {
         // The learner has synced the output, so the values are there.
+        let facts = self.facts().ok();
+        let accuracy = facts.and_then(|facts| facts.accuracy);
         StepFacts {
-            loss: self.facts().map_or(f64::NAN, |facts| facts.loss),
+            loss: facts.map_or(f64::NAN, |facts| facts.loss),
+            accuracy: accuracy.unwrap_or(f64::NAN),
             n_predictions: self.n_predictions,
             n_tokens: self.n_tokens,
             seconds: self.seconds,
@@ -116,7 +131,7 @@ impl Metric for StepMetric {
     fn attributes(&self) -> MetricAttributes {
         NumericAttributes {
             unit: None,
-            higher_is_better: self.quantity == Quantity::Speed,
+            higher_is_better: matches!(self.quantity, Quantity::Speed | Quantity::Accuracy),
         }
         .into()
     }

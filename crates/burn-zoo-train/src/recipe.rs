@@ -20,8 +20,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::{
-    average::AverageConfig, objective::Recompute, optimizer::OptimizerConfig, precision::Precision,
-    schedule::ScheduleConfig,
+    average::AverageConfig, metrics::Quantity, objective::Recompute, optimizer::OptimizerConfig,
+    precision::Precision, schedule::ScheduleConfig,
 };
 
 /// What may differ when a run is resumed.
@@ -156,6 +156,17 @@ impl Objective {
     /// Whether what is learned continues a text.
     pub fn continues_text(&self) -> bool {
         matches!(self, Self::CausalLm { .. } | Self::PrefixLm {})
+    }
+
+    /// What says more to people than the loss.
+    pub fn quality(&self) -> Quantity {
+        match self {
+            Self::Classification(_) | Self::TokenClassification(_) | Self::SpanExtraction(_) => {
+                Quantity::Accuracy
+            }
+            Self::Regression(_) => Quantity::RootMeanSquaredError,
+            _ => Quantity::Perplexity,
+        }
     }
 
     /// What it reads of a table, where it learns labels.

@@ -339,6 +339,7 @@ pub fn train(
         folder: Some(training.clone()),
         resume,
         display: options.display,
+        quality: recipe.objective.quality(),
         on_record: Arc::new(recorder(out, options.interrupter.clone())),
         interrupter: options.interrupter,
         sampler: options.sampler.map(|sampler| {

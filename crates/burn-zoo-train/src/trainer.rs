@@ -72,6 +72,8 @@ pub struct Session<M> {
     pub resume: bool,
     /// How progress is shown.
     pub display: Display,
+    /// What is shown of a step beside its loss.
+    pub quality: Quantity,
     /// Stops the training after the step, leaving a checkpoint.
     pub interrupter: Interrupter,
     /// Is told of each step and evaluation.
@@ -86,6 +88,7 @@ impl<M> Default for Session<M> {
             folder: None,
             resume: false,
             display: Display::Silent,
+            quality: Quantity::Perplexity,
             interrupter: Interrupter::new(),
             on_record: Arc::new(|_| {}),
             sampler: None,
@@ -276,7 +279,7 @@ where
     )
     .metrics((
         StepMetric::new(Quantity::Loss),
-        StepMetric::new(Quantity::Perplexity),
+        StepMetric::new(session.quality),
         StepMetric::new(Quantity::Speed),
         StepMetric::new(Quantity::Memory),
     ))
