@@ -539,6 +539,53 @@ fn packed_documents_train_as_each_alone() {
     }
 }
 
+/// Of packed documents that are masked, the loss is that of each alone with the same masks, and so are its gradients.
+#[test]
+fn packed_documents_are_masked_as_each_alone() {
+    let device = processor().autodiff();
+    let lengths = [6, 1, 9, 5];
+    let documents = lengths.iter().enumerate();
+    let documents = documents.map(|(number, &length)| text(30)[number * 3..][..length].to_vec());
+    let source: TokenSource = documents.collect();
+    let context = source.len() - 1;
+    let splits = Splits {
+        train: source.clone(),
+        valid: source,
+    };
+    let prediction = Prediction::MaskedInDocument(masking());
+    let windows = Windows::new(splits, shape(context), prediction, 1).unwrap();
+    let packed = windows.valid(&device).iter().next().unwrap().unwrap();
+    let n_asked = packed.n_predictions();
+
+    let (mut expected, mut start, mut n_alone) = ((0.0, Vec::new()), 0, 0);
+    for length in lengths {
+        let length = length.min(context - start);
+        let part = |tensor: &Tensor<2, Int>| tensor.clone().narrow(1, start, length);
+        let targets = part(&packed.targets);
+        let batch = TokenBatch::new(
+            part(&packed.inputs.tokens),
+            targets.clone(),
+            Some(asked(targets)),
+        );
+        start += length;
+        let n = batch.n_predictions();
+        n_alone += usize::from(n > 0);
+        let (loss, gradients) = learn(bert(&device), LanguageModeling, batch);
+        let share = n as f64 / n_asked as f64;
+        expected.0 += share * loss;
+        expected.1.resize(gradients.len(), 0.0);
+        for (sum, gradient) in expected.1.iter_mut().zip(gradients) {
+            *sum += share * gradient;
+        }
+    }
+    assert!(n_alone > 1, "one document is asked of alone");
+    assert_same(
+        learn(bert(&device), LanguageModeling, packed),
+        expected,
+        "masked",
+    );
+}
+
 /// A recipe whose documents are kept apart reads blank lines as their ends, and the model learns the rest.
 #[test]
 fn a_recipe_keeps_documents_apart() {

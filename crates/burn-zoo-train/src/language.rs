@@ -83,7 +83,8 @@ fn learn(parts: Parts<'_>) -> Result<Task, RunError> {
         Objective::MaskedLm {
             probability,
             whole_words,
-        } => parts.masked_lm(probability, whole_words),
+            documents,
+        } => parts.masked_lm(probability, whole_words, documents),
         Objective::Pretraining {
             probability,
             whole_words,
@@ -174,11 +175,20 @@ impl Parts<'_> {
         self.windows(architecture, Prediction::AfterPrefix)
     }
 
-    fn masked_lm(mut self, probability: f64, whole_words: bool) -> Result<Task, RunError> {
+    fn masked_lm(
+        mut self,
+        probability: f64,
+        whole_words: bool,
+        documents: Documents,
+    ) -> Result<Task, RunError> {
         self.tokenizer.add_special_tokens(&[MASK])?;
         let mut architecture = self.language_model()?;
         let masking = self.masking(&mut architecture, probability, whole_words)?;
-        self.windows(architecture, Prediction::Masked(masking))
+        let prediction = match documents {
+            Documents::Attend => Prediction::Masked(masking),
+            Documents::Separate => Prediction::MaskedInDocument(masking),
+        };
+        self.windows(architecture, prediction)
     }
 
     fn pretraining(mut self, probability: f64, whole_words: bool) -> Result<Task, RunError> {
@@ -367,13 +377,11 @@ impl Parts<'_> {
 
     fn windows(self, architecture: Architecture, prediction: Prediction) -> Result<Task, RunError> {
         let tokens = |text: &str| -> Result<TokenSource, TokenizerError> {
-            match prediction {
-                Prediction::NextInDocument => {
-                    let documents = self.tokenizer.encode_batch(&documents(text))?;
-                    Ok(documents.into_iter().collect())
-                }
-                _ => Ok(self.tokenizer.encode(text)?.into()),
+            if !prediction.keeps_documents_apart() {
+                return Ok(self.tokenizer.encode(text)?.into());
             }
+            let documents = self.tokenizer.encode_batch(&documents(text))?;
+            Ok(documents.into_iter().collect())
         };
         let splits = match &self.material {
             Split::Packed(splits) => splits.clone(),

@@ -92,6 +92,9 @@ pub enum Objective {
         /// Whether all tokens of a word are masked together.
         #[serde(default)]
         whole_words: bool,
+        /// What tokens see of other documents.
+        #[serde(default)]
+        documents: Documents,
     },
     /// Predict masked tokens of two texts, and whether the second follows the first (BERT).
     Pretraining {
@@ -866,10 +869,11 @@ mod tests {
             ),
             ("prefix_lm", Objective::PrefixLm {}),
             (
-                "{ masked_lm = { probability = 0.3 } }",
+                "{ masked_lm = { probability = 0.3, documents = \"separate\" } }",
                 Objective::MaskedLm {
                     probability: 0.3,
                     whole_words: false,
+                    documents: Documents::Separate,
                 },
             ),
             (

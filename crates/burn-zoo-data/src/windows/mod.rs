@@ -56,6 +56,8 @@ pub enum Prediction {
     AfterPrefix,
     /// The token that was there, at random positions.
     Masked(Masking),
+    /// The same, where tokens see their own document alone.
+    MaskedInDocument(Masking),
     /// The spans that were taken out, written after the text.
     Infilled(Infilling),
     /// The spans that were taken out, written by a decoder.
@@ -181,12 +183,19 @@ impl Prediction {
     /// How many tokens of text make a window for a model of this context.
     pub fn text_length(&self, context_length: usize) -> usize {
         match self {
-            Self::Next | Self::NextInDocument | Self::AfterPrefix | Self::Masked(_) => {
-                context_length
-            }
+            Self::Next
+            | Self::NextInDocument
+            | Self::AfterPrefix
+            | Self::Masked(_)
+            | Self::MaskedInDocument(_) => context_length,
             Self::Infilled(infilling) => infilling.text_length(context_length),
             Self::Corrupted(corruption) => corruption.noise.text_length(context_length),
         }
+    }
+
+    /// Whether tokens see their own document alone.
+    pub fn keeps_documents_apart(&self) -> bool {
+        matches!(self, Self::NextInDocument | Self::MaskedInDocument(_))
     }
 
     /// How many tokens of text can be asked about at least.
@@ -207,10 +216,14 @@ impl Prediction {
             }
             Self::NextInDocument => next_in_document(windows, device),
             Self::AfterPrefix => after_prefix(windows, generator, device),
-            Self::Masked(masking) => {
+            Self::Masked(masking) | Self::MaskedInDocument(masking) => {
                 let mut rows: Vec<Vec<u32>> = texts().into_iter().map(<[u32]>::to_vec).collect();
                 let targets = masking.hide(&mut rows, generator);
-                let inputs = matrix(rows.iter().map(Vec::as_slice), device);
+                let is_apart = self.keeps_documents_apart();
+                let inputs = Inputs {
+                    documents: is_apart.then(|| document_numbers(windows, device)),
+                    ..matrix(rows.iter().map(Vec::as_slice), device).into()
+                };
                 asked(inputs, targets, device)
             }
             Self::Infilled(infilling) => infilling.batch(&texts(), generator, device),
@@ -235,12 +248,16 @@ fn next_in_document(windows: &[Window], device: &Device) -> TokenBatch {
         targets
     });
     let targets = targets.collect();
-    let documents = windows.iter().map(Window::document_numbers);
     let inputs = Inputs {
-        documents: Some(rows(documents, device)),
+        documents: Some(document_numbers(windows, device)),
         ..matrix(windows.iter().map(Window::text), device).into()
     };
     asked(inputs, targets, device)
+}
+
+/// The document of each token, counted in its window.
+fn document_numbers(windows: &[Window], device: &Device) -> Tensor<2, Int> {
+    rows(windows.iter().map(Window::document_numbers), device)
 }
 
 /// Windows of which a prefix is given: its last token asks for the first after it.
