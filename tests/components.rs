@@ -437,6 +437,8 @@ proptest! {
         };
         let kept = loss();
         let (again, tape) = recompute::record(loss);
+        let n_blocks = config.encoder.iter().chain([&config.stack]).map(|stack| stack.blocks.len());
+        prop_assert!(tape.n_parts() >= n_blocks.sum());
         prop_assert_eq!(values(again.clone()), values(kept.clone()));
         let expected = gradients(&model, GradientsParams::from_grads(kept.backward(), &model));
         let found = gradients(&model, tape.gradients(again, &model));

@@ -1,8 +1,8 @@
 """Python's side of the SST-2 recipes: `transformers` and `peft`, at the same settings.
 
-    sst2.py full|lora|head MODEL FOLDER [LEARNING-RATE [SEED]]
+    sst2.py full|lora|head MODEL FOLDER [LEARNING-RATE [SEED [KEY=NUMBER…]]]
 
-Prints the accuracy on the test rows and the seconds of training, evaluations aside.
+Keys are of the model's configuration. Prints the accuracy on the test rows and the seconds of training, evaluations aside.
 """
 
 import json
@@ -18,7 +18,8 @@ kind, path, folder = sys.argv[1:4]
 learning_rate = float(sys.argv[4]) if len(sys.argv) > 4 else 5e-5
 torch.manual_seed(int(sys.argv[5]) if len(sys.argv) > 5 else 1337)
 tokenizer = AutoTokenizer.from_pretrained(path)
-model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=2)
+changes = {key: float(value) for key, value in (change.split("=") for change in sys.argv[6:])}
+model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=2, **changes)
 if kind == "lora":
     config = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.1, target_modules=["query", "value"], task_type="SEQ_CLS")
     model = get_peft_model(model, config)

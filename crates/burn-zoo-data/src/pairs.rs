@@ -254,7 +254,7 @@ impl SentencePairs {
             segments
         });
         let segments: Vec<Vec<i32>> = segments.collect();
-        let targets = self.masking.hide(&mut rows, generator);
+        let targets = self.masking.hide(&mut rows, &[], generator);
         let matrix = |rows: &[Vec<i32>], fill| padded(rows.iter().map(Vec::as_slice), fill, device);
         let asked = Asked::new(targets.iter().map(Vec::as_slice), device);
         let relations: Vec<i32> = pairs.iter().map(|pair| pair.relation).collect();

@@ -42,7 +42,9 @@ pub fn seed(seed: u64) {
 /// thread.
 ///
 /// A loss that is computed in it has whole gradients by [`Tape::gradients`] alone: what a stack has read, such as
-/// embeddings or an encoder's output, is cut off from what comes after it, and cannot be used beside the stack.
+/// embeddings or an encoder's output, is cut off from what comes after it, and cannot be used beside the stack. Blocks
+/// with dropout seed the generator of the device, now and when they are computed again: nothing else may draw from it
+/// meanwhile.
 pub fn record<T>(forward: impl FnOnce() -> T) -> (T, Tape) {
     struct Restore(Option<Tape>);
     impl Drop for Restore {
@@ -123,6 +125,11 @@ impl Part {
 }
 
 impl Tape {
+    /// How many pieces of the graph were left out: each block, and what blocks read besides.
+    pub fn n_parts(&self) -> usize {
+        self.parts.len()
+    }
+
     /// The gradients of `loss` `[1]`, computed in the recording, for the parameters of `module`.
     ///
     /// # Panics

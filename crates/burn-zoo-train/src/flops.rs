@@ -9,7 +9,8 @@ use burn_zoo_nn::{TransformerConfig, head::Projection};
 
 /// Floating-point operations of one token's forward and backward pass: 6 for each parameter that multiplies,
 /// and 12 · heads · head width · `seq` for the scores and sums of each attention. The head's parameters multiply only the
-/// share of the tokens that is `scored`: those that a masked language model is asked for.
+/// share of the tokens that is `scored`: those that a masked language model is asked for, or
+/// one of a text that is classified.
 ///
 /// As in the paper, a causal attention counts whole, and what is computed again does not count.
 pub fn per_token(config: &TransformerConfig, seq: usize, scored: f64) -> f64 {

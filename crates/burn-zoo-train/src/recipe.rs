@@ -140,7 +140,7 @@ pub enum Objective {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Documents {
-    /// Those before them, as if all were one text.
+    /// All that their attention reaches, as if all were one text.
     #[default]
     Attend,
     /// Nothing, and positions begin anew in each. Blank lines end the documents of a plain text.

@@ -36,7 +36,7 @@ use crate::{
     lock::{FolderLock, LockError},
     memory,
     plot::{self, Curves},
-    recipe::{LoopConfig, Recipe, RecipeError},
+    recipe::{LoopConfig, Objective, Recipe, RecipeError},
     step_loop::{End, Outcome, Record, Sampler},
     task::{Data, Task},
     trainer::{Display, FitError, Session, TrainerConfig},
@@ -177,9 +177,9 @@ fn io_error(path: &Path) -> impl FnOnce(std::io::Error) -> RunError {
 /// How a run ended, as `summary.json` holds it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
-    /// The mean loss over the validation split, in nats, of the model that was saved.
+    /// The mean loss over the validation split, of the model that was saved: in nats, or a squared error.
     pub valid_loss: f64,
-    /// The mean loss of the training steps before the last evaluation, in nats.
+    /// The mean loss of the training steps before the last evaluation, in the same unit.
     pub train_loss: f64,
     /// Tokens read per second of training, padding and evaluations aside.
     pub tokens_per_second: f64,
@@ -518,8 +518,12 @@ fn summarise(
         // The last batch of a pass may be smaller, which makes texts seem a little shorter.
         let texts = (state.step * batch_size * accumulation).max(1);
         let length = (state.tokens as f64 / texts as f64).round() as usize;
-        let scored = state.predictions as f64 / state.tokens.max(1) as f64;
-        flops::per_token(config, length, scored.min(1.0))
+        let scored = match recipe.objective {
+            // Their heads read every token, asked or not.
+            Objective::TokenClassification(_) | Objective::SpanExtraction(_) => 1.0,
+            _ => (state.predictions as f64 / state.tokens.max(1) as f64).min(1.0),
+        };
+        flops::per_token(config, length, scored)
     });
     let flops = flops_per_token.map(|per_token| per_token * tokens_per_second);
     let saved = match end {

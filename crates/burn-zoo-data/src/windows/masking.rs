@@ -25,11 +25,22 @@ pub struct Masking {
 impl Masking {
     /// Hides some tokens of a batch, at least one if any is text, and returns for each what was there, or
     /// [`NOT_ASKED`].
-    pub fn hide(&self, rows: &mut [Vec<u32>], generator: &mut ChaCha8Rng) -> Vec<Vec<i32>> {
+    ///
+    /// `documents` has the places at which documents begin in each row, where there are several: no word goes on beyond.
+    pub fn hide(
+        &self,
+        rows: &mut [Vec<u32>],
+        documents: &[&[usize]],
+        generator: &mut ChaCha8Rng,
+    ) -> Vec<Vec<i32>> {
         let units: Vec<(usize, Range<usize>)> = rows
             .iter()
             .enumerate()
-            .flat_map(|(number, row)| self.units(row).into_iter().map(move |unit| (number, unit)))
+            .flat_map(|(number, row)| {
+                let starts = documents.get(number).copied().unwrap_or_default();
+                let units = self.units(row, starts).into_iter();
+                units.map(move |unit| (number, unit))
+            })
             .collect();
         let draw = |_: &&(usize, Range<usize>)| generator.random_bool(self.probability);
         let mut asked: Vec<&(usize, Range<usize>)> = units.iter().filter(draw).collect();
@@ -54,12 +65,14 @@ impl Masking {
     }
 
     /// The places of a row that are asked for together: those of a word, or single ones.
-    fn units(&self, row: &[u32]) -> Vec<Range<usize>> {
+    fn units(&self, row: &[u32], starts: &[usize]) -> Vec<Range<usize>> {
         let mut units: Vec<Range<usize>> = Vec::new();
         for (place, &token) in row.iter().enumerate() {
             match (self.vocabulary.kind(token), units.last_mut()) {
                 (TokenKind::Special, _) => {}
-                (TokenKind::WordPart, Some(word)) if self.whole_words && word.end == place => {
+                (TokenKind::WordPart, Some(word))
+                    if self.whole_words && word.end == place && !starts.contains(&place) =>
+                {
                     word.end += 1;
                 }
                 _ => units.push(place..place + 1),
@@ -99,12 +112,19 @@ mod tests {
     }
 
     #[test]
+    fn a_word_ends_with_its_document() {
+        let row = [0, 8, 9, 8, 1];
+        assert_eq!(masking(0.1, true).units(&row, &[]), [0..4, 4..5]);
+        assert_eq!(masking(0.1, true).units(&row, &[0, 2]), [0..2, 2..4, 4..5]);
+    }
+
+    #[test]
     fn eight_in_ten_are_masked_one_is_another_and_one_stays() {
         let masking = masking(0.15, false);
         let mut generator = generator(5);
         let text: Vec<u32> = (0..200_000).map(|i| i * 7 % 20).collect();
         let mut rows = vec![text.clone()];
-        let targets = masking.hide(&mut rows, &mut generator).remove(0);
+        let targets = masking.hide(&mut rows, &[], &mut generator).remove(0);
         let n_text = text.iter().filter(|&&token| token < 16).count() as f64;
         let asked: Vec<usize> = (0..text.len()).filter(|&i| targets[i] >= 0).collect();
         let n_asked = asked.len() as f64;
@@ -140,7 +160,7 @@ mod tests {
         ) {
             let masking = masking(probability, whole_words);
             let mut rows = text.clone();
-            let targets = masking.hide(&mut rows, &mut generator(seed));
+            let targets = masking.hide(&mut rows, &[], &mut generator(seed));
             let mut n_asked = 0;
             for ((row, targets), text) in rows.iter().zip(&targets).zip(&text) {
                 let restored: Vec<u32> = row
@@ -166,7 +186,7 @@ mod tests {
             seed: u64,
         ) {
             let masking = masking(probability, true);
-            let targets = masking.hide(&mut [text.clone()], &mut generator(seed)).remove(0);
+            let targets = masking.hide(&mut [text.clone()], &[], &mut generator(seed)).remove(0);
             for place in 1..text.len() {
                 // What continues a word shares the fate of what it continues.
                 if (8..16).contains(&text[place]) && text[place - 1] < 16 {

@@ -218,7 +218,9 @@ impl Prediction {
             Self::AfterPrefix => after_prefix(windows, generator, device),
             Self::Masked(masking) | Self::MaskedInDocument(masking) => {
                 let mut rows: Vec<Vec<u32>> = texts().into_iter().map(<[u32]>::to_vec).collect();
-                let targets = masking.hide(&mut rows, generator);
+                let starts = windows.iter().map(|window| window.documents.as_slice());
+                let starts = starts.collect::<Vec<_>>();
+                let targets = masking.hide(&mut rows, &starts, generator);
                 let is_apart = self.keeps_documents_apart();
                 let inputs = Inputs {
                     documents: is_apart.then(|| document_numbers(windows, device)),

@@ -99,10 +99,8 @@ pub struct TrainArguments {
 
 /// The names that recipes have for it.
 fn recompute() -> impl TypedValueParser<Value = Recompute> {
-    PossibleValuesParser::new(["nothing", "block"]).map(|name| match name.as_str() {
-        "block" => Recompute::Block,
-        _ => Recompute::Nothing,
-    })
+    PossibleValuesParser::new(["nothing", "block"])
+        .try_map(|name| serde_json::from_value::<Recompute>(name.into()))
 }
 
 #[derive(clap::Args)]

@@ -15,6 +15,7 @@ use crate::{
     nn::Transformer,
     train::{
         Interrupter, Recipe,
+        metrics::Quantity,
         run::{self, Material, Run, RunOptions, Start, Summary, TextSampler},
         trainer::Display,
     },
@@ -126,7 +127,7 @@ pub fn run(arguments: &Arguments) -> Result<End> {
             directory: &out,
         })?;
     } else {
-        print(summary, &samples, &out);
+        print(summary, recipe.objective.quality(), &samples, &out);
     }
     Ok(End::Done)
 }
@@ -281,7 +282,7 @@ fn write(model: &Transformer, tokenizer: &Tokenizer, prompt: &str, seed: u64) ->
     Ok(text)
 }
 
-fn print(summary: &Summary, samples: &[String], out: &Path) {
+fn print(summary: &Summary, quality: Quantity, samples: &[String], out: &Path) {
     for (index, sample) in samples.iter().enumerate() {
         println!(
             "--- sample {} of {} ---\n{}\n",
@@ -291,9 +292,10 @@ fn print(summary: &Summary, samples: &[String], out: &Path) {
         );
     }
     println!("--- {} ---", summary.backend);
-    let unit = match summary.valid_accuracy {
-        Some(_) => "nats a label",
-        None => "nats a token",
+    let unit = match quality {
+        Quantity::Accuracy => "nats a label",
+        Quantity::RootMeanSquaredError => "of squared error",
+        _ => "nats a token",
     };
     println!("validation loss   {:.4} {unit}", summary.valid_loss);
     for (name, accuracy) in [
