@@ -190,10 +190,8 @@ pub(crate) fn constant<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
 
 /// `block.forward`, of which a recording keeps nothing but the input.
 pub(crate) fn forward(block: &Block, x: Tensor<3>, pass: &mut Pass) -> Tensor<3> {
-    if !is_recording() || pass.attention_maps.is_some() {
-        return block.forward(x, pass, None);
-    }
-    if !(learns(block) || x.is_tracked() || pass.is_tracked()) {
+    let has_gradient = || learns(block) || x.is_tracked() || pass.is_tracked();
+    if !is_recording() || pass.attention_maps.is_some() || !has_gradient() {
         return block.forward(x, pass, None);
     }
     let mut plain_block = block.clone().no_grad();
