@@ -651,7 +651,12 @@ fn combinations_without_meaning_are_refused() {
             "head: needs the pooler",
         ),
         (
-            with(&|config| config.head = HeadConfig::Token { n_labels: 0 }),
+            with(&|config| {
+                config.head = HeadConfig::Token {
+                    n_labels: 0,
+                    dropout: 0.0,
+                }
+            }),
             "head.n_labels: must be at least 1",
         ),
         (
@@ -912,6 +917,18 @@ fn initial_weights_follow_gpt2() {
 /// a device belongs to the process, and no other test here draws from it.
 #[test]
 fn blocks_computed_again_draw_the_same_dropout() {
+    let device = processor().autodiff();
+    let blocks = vec![BlockConfig::gpt2(16, 2); 3];
+    let config = TransformerConfig::new(VOCAB, 16, CONTEXT, blocks).with_init_std(0.5);
+    for config in [
+        config.clone().with_dropout(0.5),
+        config.with_attention_dropout(0.5),
+    ] {
+        assert_recomputes_what_it_drew(&config, &device);
+    }
+}
+
+fn assert_recomputes_what_it_drew(config: &TransformerConfig, device: &Device) {
     struct Move<'a>(&'a GradientsParams, f64);
     impl ModuleMapper for Move<'_> {
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
@@ -919,14 +936,11 @@ fn blocks_computed_again_draw_the_same_dropout() {
             param.map(|value| (value.inner() + step).autodiff().require_grad())
         }
     }
-    let device = processor().autodiff();
-    let blocks = vec![BlockConfig::gpt2(16, 2).with_dropout(0.5); 3];
-    let config = TransformerConfig::new(VOCAB, 16, CONTEXT, blocks).with_init_std(0.5);
-    let model = init_model(&config, &device);
+    let model = init_model(config, device);
     let loss = |model: &Transformer| {
         device.seed(5);
         recompute::seed(5);
-        let tokens = tokens(&[3, 1, 4, 1, 5, 9, 2, 6], &device);
+        let tokens = tokens(&[3, 1, 4, 1, 5, 9, 2, 6], device);
         recompute::record(|| model.forward(tokens).square().mean())
     };
     let grads = || {

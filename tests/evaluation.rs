@@ -154,8 +154,12 @@ fn what_cannot_be_scored_is_refused() {
     assert!(refusal(&[1], &long).contains("has 25 tokens, but the model's context holds 24"));
     assert!(refusal(&[1000], &[1]).contains("token 1000 is not in the model's vocabulary"));
 
-    let encoder = TransformerConfig::new(8, 8, 8, vec![BlockConfig::gpt2(8, 2)])
-        .with_head(HeadConfig::Token { n_labels: 2 });
+    let encoder = TransformerConfig::new(8, 8, 8, vec![BlockConfig::gpt2(8, 2)]).with_head(
+        HeadConfig::Token {
+            n_labels: 2,
+            dropout: 0.0,
+        },
+    );
     let architecture = Architecture::from(encoder);
     let tokenizer = Tokenizer::train(&TokenizerConfig::Char, "abc").unwrap();
     let model = architecture.transformer.init(&processor());

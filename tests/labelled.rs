@@ -49,12 +49,12 @@ fn base(folder: &Path, model_type: &str) -> PathBuf {
             "model_type": "bert",
             "architectures": [if model_type == "bert" { "BertModel" } else { "BertForMaskedLM" }], "num_hidden_layers": 2, "hidden_size": 16,
             "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 24,
-            "hidden_dropout_prob": 0.0, "vocab_size": tokenizer.vocab_size(), "pad_token_id": 0,
+            "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "vocab_size": tokenizer.vocab_size(), "pad_token_id": 0,
         }),
         "gpt2" => serde_json::json!({
             "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_layer": 2, "n_embd": 16,
             "n_head": 2, "n_positions": 24, "vocab_size": tokenizer.vocab_size(),
-            "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
+            "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "classifier_dropout": 0.0,
         }),
         other => panic!("{other}"),
     };
@@ -746,17 +746,17 @@ fn padding_changes_neither_loss_nor_gradients() {
     };
     let encoder = serde_json::json!({
         "model_type": "bert", "num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2,
-        "intermediate_size": 12, "max_position_embeddings": 24, "hidden_dropout_prob": 0.0,
+        "intermediate_size": 12, "max_position_embeddings": 24, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
         "vocab_size": 11, "pad_token_id": 0, "num_labels": 3,
     });
     // Without a token for padding, as published.
     let decoder = serde_json::json!({
         "model_type": "gpt2", "n_layer": 1, "n_embd": 8, "n_head": 2, "n_positions": 24,
-        "vocab_size": 11, "num_labels": 3, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
+        "vocab_size": 11, "num_labels": 3, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "classifier_dropout": 0.0,
     });
     let protein = serde_json::json!({
         "model_type": "esm", "num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2,
-        "intermediate_size": 12, "max_position_embeddings": 24, "hidden_dropout_prob": 0.0,
+        "intermediate_size": 12, "max_position_embeddings": 24, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
         "vocab_size": 11, "pad_token_id": 0, "mask_token_id": 10, "position_embedding_type": "rotary",
     });
     let cases = [

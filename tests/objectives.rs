@@ -49,7 +49,7 @@ fn bert(device: &Device) -> Transformer {
     let fields = json!({
         "model_type": "bert", "architectures": ["BertForPreTraining"], "num_hidden_layers": 2,
         "num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 24,
-        "max_position_embeddings": 64, "hidden_dropout_prob": 0.0, "initializer_range": 0.3,
+        "max_position_embeddings": 64, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "initializer_range": 0.3,
     });
     model(fields, device)
 }
@@ -499,7 +499,7 @@ fn packed_documents_train_as_each_alone() {
     let context = source.len() - 1;
     for fields in [
         json!({"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 16, "n_positions": 32,
-               "resid_pdrop": 0.0, "initializer_range": 0.3}),
+               "resid_pdrop": 0.0, "attn_pdrop": 0.0, "initializer_range": 0.3}),
         json!({"model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 2,
                "hidden_size": 16, "intermediate_size": 24, "max_position_embeddings": 32,
                "initializer_range": 0.3}),

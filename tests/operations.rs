@@ -108,12 +108,25 @@ fn composed_attention(
     value: Tensor<4>,
     added: Option<Tensor<4>>,
 ) -> Tensor<4> {
-    let repeat = |tensor: Tensor<4>| {
-        let heads = (0..sizes.n_kv_heads * sizes.group)
-            .map(|head| tensor.clone().narrow(1, head / sizes.group, 1));
-        Tensor::cat(heads.collect(), 1)
-    };
-    let scores = query.matmul(repeat(key).transpose()) / (sizes.head_dim as f64).sqrt();
+    composed_probabilities(sizes, query, key, added).matmul(repeat_heads(sizes, value))
+}
+
+/// `[batch, n_kv_heads, seq, head_dim] → [batch, n_heads, seq, head_dim]`.
+fn repeat_heads(sizes: Sizes, tensor: Tensor<4>) -> Tensor<4> {
+    let heads = (0..sizes.n_kv_heads * sizes.group)
+        .map(|head| tensor.clone().narrow(1, head / sizes.group, 1));
+    Tensor::cat(heads.collect(), 1)
+}
+
+/// What each query takes of each key, `[batch, n_heads, seq_q, seq_k]`.
+fn composed_probabilities(
+    sizes: Sizes,
+    query: Tensor<4>,
+    key: Tensor<4>,
+    added: Option<Tensor<4>>,
+) -> Tensor<4> {
+    let key = repeat_heads(sizes, key);
+    let scores = query.matmul(key.transpose()) / (sizes.head_dim as f64).sqrt();
     let hidden: Vec<f64> = (0..sizes.seq_q * sizes.seq_k)
         .map(|index| {
             let (position, j) = (index / sizes.seq_k, index % sizes.seq_k);
@@ -125,7 +138,7 @@ fn composed_attention(
         Some(added) => scores + added,
         None => scores,
     };
-    activation::softmax(scores + bias.unsqueeze(), 3).matmul(repeat(value))
+    activation::softmax(scores + bias.unsqueeze(), 3)
 }
 
 /// Central differences of `f` at `x`.
@@ -1032,6 +1045,110 @@ fn dropout_keeps_the_mean_and_its_gradient_the_same_values() {
         assert_eq!(output, draw(1), "{}: the same seed", found.name);
         let whole = dropout(Tensor::<1>::ones([8], &found.device), 0.0);
         assert_eq!(values(whole), [1.0; 8], "{}", found.name);
+    }
+}
+
+/// Probabilities are kept and larger or become 0, as many as are meant to, and the gradients are those of the attention
+/// with just these left: also where the bias learns, and where heads share keys.
+#[test]
+fn attention_drops_probabilities_and_its_gradients_the_same() {
+    const SHARE: f64 = 0.3;
+    for found in devices() {
+        for (group, is_learned) in [(1, false), (2, false), (2, true)] {
+            let sizes = Sizes {
+                batch: 2,
+                n_kv_heads: 2,
+                group,
+                seq_q: 70,
+                seq_k: 75,
+                head_dim: 75,
+                mask: AttentionMask::Causal,
+            };
+            let what = format!("{}, groups of {group}, learned {is_learned}", found.name);
+            let device = found.device.clone().autodiff();
+            let scoring = Scoring {
+                dropout: SHARE,
+                ..sizes.scoring()
+            };
+            let n_heads = sizes.n_kv_heads * group;
+            let (n_scores, shape) = (n_heads * 70 * 75, [1, n_heads, 70, 75]);
+            let [query, key, value, upstream] = sizes.inputs();
+            let added = normal(5, n_scores);
+            let tensor =
+                |values: &[f64], shape| Tensor::<4>::from_data(data(values, shape), &device);
+            let attend = |value: Tensor<4>, scoring: Scoring| {
+                device.seed(3);
+                let inputs = [
+                    tensor(&query, sizes.query()).require_grad(),
+                    tensor(&key, sizes.key()).require_grad(),
+                    value,
+                ];
+                let bias = is_learned.then(|| tensor(&added, shape).require_grad());
+                let [q, k, v] = inputs.clone();
+                (inputs, bias.clone(), attention(q, k, v, bias, scoring))
+            };
+            // Of an identity, attention gives its probabilities.
+            let identity = Tensor::<2>::eye(75, &device)
+                .unsqueeze::<4>()
+                .expand(sizes.key());
+            let whole = values(attend(identity.clone(), sizes.scoring()).2);
+            let left = values(attend(identity, scoring).2);
+            let factors: Vec<f64> = left
+                .iter()
+                .map(|&value| {
+                    if value == 0.0 {
+                        0.0
+                    } else {
+                        1.0 / (1.0 - SHARE)
+                    }
+                })
+                .collect();
+            let expected: Vec<f64> = whole.iter().zip(&factors).map(|(p, f)| p * f).collect();
+            assert_close(&left, &expected, 1e-5, &what);
+            let visible = whole.iter().zip(&left).filter(|(p, _)| **p > 0.0);
+            let (n, kept) = visible.fold((0.0, 0.0), |(n, kept), (_, &left)| {
+                (n + 1.0, kept + f64::from(u8::from(left != 0.0)))
+            });
+            let deviation = (SHARE * (1.0 - SHARE) / n).sqrt();
+            assert!(
+                (kept / n - 1.0 + SHARE).abs() < 5.0 * deviation,
+                "{what}: kept {kept} of {n}"
+            );
+
+            let (inputs, bias, output) =
+                attend(tensor(&value, sizes.key()).require_grad(), scoring);
+            let grads = (output.clone() * tensor(&upstream, sizes.query()))
+                .sum()
+                .backward();
+            // The same composed from tracked operations, with the factors that were read.
+            let (q, k, v) = (
+                tensor(&query, sizes.query()).require_grad(),
+                tensor(&key, sizes.key()).require_grad(),
+                tensor(&value, sizes.key()).require_grad(),
+            );
+            let added = is_learned.then(|| tensor(&added, shape).require_grad());
+            let weights = composed_probabilities(sizes, q.clone(), k.clone(), added.clone());
+            let weights = weights * tensor(&factors, [2, n_heads, 70, 75]);
+            let composed = weights.matmul(repeat_heads(sizes, v.clone()));
+            assert_close(&values(output), &values(composed.clone()), 1e-5, &what);
+            let expected = (composed * tensor(&upstream, sizes.query()))
+                .sum()
+                .backward();
+            let pairs = inputs
+                .into_iter()
+                .chain(bias)
+                .zip([q, k, v].into_iter().chain(added));
+            for (number, (found, reference)) in pairs.enumerate() {
+                let found = values(found.grad(&grads).unwrap());
+                let reference = values(reference.grad(&expected).unwrap());
+                assert_close(
+                    &found,
+                    &reference,
+                    2e-5,
+                    &format!("{what}, gradient {number}"),
+                );
+            }
+        }
     }
 }
 

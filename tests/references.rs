@@ -90,7 +90,7 @@ fn difference(found: &[f32], expected: &[f32], weight: &[f32]) -> f32 {
 
 fn check(case: &Path, device: &Device, tolerance: f32) -> Result<(f32, f32), String> {
     let mut architecture = directory::load_config(case).map_err(|error| error.to_string())?;
-    architecture.transformer = architecture.transformer.with_dropout(0.0);
+    architecture.transformer = architecture.transformer.without_dropout();
     let model = init::shapes_only(|| architecture.transformer.init(device));
     let model = weights::load(model, &architecture.names, case);
     let model = model.map_err(|error| error.to_string())?;

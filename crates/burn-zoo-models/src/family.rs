@@ -98,6 +98,8 @@ pub struct Common {
     pub eos_token_id: Option<Value>,
     /// The id of the token that the decoder of an encoder–decoder begins with.
     pub decoder_start_token_id: Option<usize>,
+    /// The share of values set to zero in training before a classifier.
+    pub classifier_dropout: Option<f64>,
 }
 
 impl Common {
@@ -271,8 +273,12 @@ fn own_head(
             },
             dense: None,
             bias: true,
+            dropout: 0.0,
         },
-        Task::Token => HeadConfig::Token { n_labels },
+        Task::Token => HeadConfig::Token {
+            n_labels,
+            dropout: 0.0,
+        },
         Task::Span => HeadConfig::Span,
         Task::Encoder | Task::Pretraining | Task::NextSentence => {
             let problem = format!("a component tree of its own gets no {task:?} head");
@@ -476,13 +482,14 @@ impl Family {
 
     /// Refuses fields that are neither the family's nor every family's.
     fn check_fields(&self, json: &Map<String, Value>) -> Result<(), ConfigError> {
-        const EVERYWHERE: [&str; 10] = [
+        const EVERYWHERE: [&str; 11] = [
             "model_type",
             "architectures",
             "id2label",
             "num_labels",
             "pad_token_id",
             "eos_token_id",
+            "classifier_dropout",
             "rope_theta",
             "rope_scaling",
             "rope_parameters",

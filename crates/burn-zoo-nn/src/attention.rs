@@ -3,6 +3,7 @@
 
 use burn::config::Config;
 use burn::module::Module;
+use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{Device, Tensor, TensorData};
 use burn_zoo_ops::{AttentionMask, Scoring, attention};
 use serde::{Deserialize, Serialize};
@@ -10,10 +11,10 @@ use serde::{Deserialize, Serialize};
 use crate::{
     ConfigError,
     cache::LayerCache,
-    init,
+    dropout, init,
     linear::{Linear, Linears, named},
     pass::{Memory, Pass},
-    require_positive,
+    require_dropout, require_positive,
     rotary::RotaryConfig,
 };
 
@@ -108,6 +109,9 @@ pub struct AttentionConfig {
     /// The standard deviation of the initial output weights, which write to the residual stream.
     #[config(default = 0.02)]
     pub output_init_std: f64,
+    /// The share of the probabilities set to zero in training.
+    #[config(default = 0.0)]
+    pub dropout: f64,
 }
 
 impl AttentionConfig {
@@ -147,6 +151,7 @@ impl AttentionConfig {
             }
             _ => {}
         }
+        require_dropout("dropout", self.dropout)?;
         match &self.rotary {
             Some(rotary) => rotary
                 .validate(self.head_dim)
@@ -220,6 +225,7 @@ impl AttentionConfig {
                 self.bias.output,
                 self.output_init_std,
             ),
+            dropout: DropoutConfig::new(self.dropout).init(),
             config: self.clone(),
         }
     }
@@ -236,6 +242,7 @@ pub struct MultiHeadAttention {
     pub value: Linear,
     /// `[n_heads · head_dim, d_model]`.
     pub output: Linear,
+    dropout: Dropout,
     #[module(skip)]
     config: AttentionConfig,
 }
@@ -249,6 +256,11 @@ impl MultiHeadAttention {
             ("value", &mut self.value),
             ("output", &mut self.output),
         ])
+    }
+
+    /// Whether it draws in training, its linear layers aside.
+    pub(crate) fn has_dropout(&self) -> bool {
+        self.dropout.prob > 0.0
     }
 
     /// Self-attention, `[batch, seq, d_model] → [batch, seq, d_model]`.
@@ -343,7 +355,12 @@ impl MultiHeadAttention {
     ) -> Tensor<3> {
         let (query, scale) = self.scaled(query);
         let bias = bias.map(|bias| bias.cast(query.dtype()));
-        let attended = attention(query, key, value, bias, Scoring { mask, scale });
+        let scoring = Scoring {
+            mask,
+            scale,
+            dropout: dropout::probability(&self.dropout, &query.device()),
+        };
+        let attended = attention(query, key, value, bias, scoring);
         self.output.forward(merge_heads(attended))
     }
 

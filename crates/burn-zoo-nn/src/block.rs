@@ -233,7 +233,10 @@ impl Block {
 
     /// Whether it draws in training.
     pub(crate) fn has_dropout(&mut self) -> bool {
-        let is_own = self.dropout.prob > 0.0;
+        let cross_attention = self.cross_attention.as_ref();
+        let is_own = self.dropout.prob > 0.0
+            || self.attention.has_dropout()
+            || cross_attention.is_some_and(MultiHeadAttention::has_dropout);
         let mut linears = self.linears().into_iter();
         is_own || linears.any(|(_, linear)| linear.has_dropout())
     }

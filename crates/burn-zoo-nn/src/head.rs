@@ -1,17 +1,18 @@
 //! What follows the last hidden state: logits over the vocabulary, or labels.
 
 use burn::module::{Module, Param};
+use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{Bool, Device, Int, Tensor};
 use burn_zoo_ops::linear;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ConfigError,
+    ConfigError, dropout,
     feed_forward::Activation,
     init,
     linear::{Linear, Linears, named},
     norm::{Norm, NormConfig},
-    require_positive,
+    require_dropout, require_positive,
     scores::VocabularyScores,
 };
 
@@ -91,11 +92,17 @@ pub enum HeadConfig {
         dense: Option<Activation>,
         /// Whether labels have a bias.
         bias: bool,
+        /// The share of values set to zero in training before each of those layers.
+        #[serde(default)]
+        dropout: f64,
     },
     /// Logits over labels for each token.
     Token {
         /// How many labels.
         n_labels: usize,
+        /// The share of values set to zero in training before the classifier.
+        #[serde(default)]
+        dropout: f64,
     },
     /// Logits for where an answer starts and where it ends.
     Span,
@@ -152,8 +159,12 @@ impl HeadConfig {
             ));
         }
         match self {
-            Self::Sequence { n_labels, .. } | Self::Token { n_labels } => {
-                require_positive("head.n_labels", *n_labels)
+            Self::Sequence {
+                n_labels, dropout, ..
+            }
+            | Self::Token { n_labels, dropout } => {
+                require_positive("head.n_labels", *n_labels)?;
+                require_dropout("head.dropout", *dropout)
             }
             _ => Ok(()),
         }
@@ -177,7 +188,7 @@ impl HeadConfig {
             + match self {
                 Self::None | Self::Language(_) => 0,
                 Self::Pretraining(_) | Self::NextSentence | Self::Span => linear(2, true),
-                Self::Token { n_labels } => linear(*n_labels, true),
+                Self::Token { n_labels, .. } => linear(*n_labels, true),
                 Self::Sequence {
                     n_labels,
                     dense,
@@ -219,8 +230,13 @@ impl HeadConfig {
                 Self::None | Self::Language(_) => None,
                 Self::Pretraining(_) | Self::NextSentence | Self::Span => Some(linear(2, true)),
                 Self::Sequence { n_labels, bias, .. } => Some(linear(*n_labels, *bias)),
-                Self::Token { n_labels } => Some(linear(*n_labels, true)),
+                Self::Token { n_labels, .. } => Some(linear(*n_labels, true)),
             },
+            dropout: DropoutConfig::new(match self {
+                Self::Sequence { dropout, .. } | Self::Token { dropout, .. } => *dropout,
+                _ => 0.0,
+            })
+            .init(),
             config: self.clone(),
         }
     }
@@ -250,6 +266,7 @@ pub struct Head {
     pub dense: Option<Linear>,
     /// `[d_model, n_labels]`.
     pub classifier: Option<Linear>,
+    dropout: Dropout,
     #[module(skip)]
     config: HeadConfig,
 }
@@ -319,7 +336,10 @@ impl Head {
                     _ => sequence_state(hidden, tokens, visible, *state),
                 };
                 let state = match (&self.dense, dense) {
-                    (Some(dense), Some(activation)) => activation.forward(dense.forward(state)),
+                    (Some(dense), Some(activation)) => {
+                        let state = dropout::apply(&self.dropout, state);
+                        activation.forward(dense.forward(state))
+                    }
                     _ => state,
                 };
                 HeadOutput::Sequence(self.classify(state))
@@ -335,7 +355,7 @@ impl Head {
 
     fn classify_tokens(&self, hidden: Tensor<3>) -> Tensor<3> {
         match &self.classifier {
-            Some(classifier) => classifier.forward(hidden),
+            Some(classifier) => classifier.forward(dropout::apply(&self.dropout, hidden)),
             None => hidden,
         }
     }
@@ -386,7 +406,7 @@ impl Head {
     /// Logits over its labels, `[batch, d_model] → [batch, n_labels]`.
     pub(crate) fn classify(&self, state: Tensor<2>) -> Tensor<2> {
         match &self.classifier {
-            Some(classifier) => classifier.forward(state),
+            Some(classifier) => classifier.forward(dropout::apply(&self.dropout, state)),
             None => state,
         }
     }

@@ -156,6 +156,29 @@ impl TransformerConfig {
         self
     }
 
+    /// The same with a share of attention probabilities set to zero in training.
+    pub fn with_attention_dropout(mut self, dropout: f64) -> Self {
+        for stack in self.encoder.iter_mut().chain([&mut self.stack]) {
+            for block in &mut stack.blocks {
+                block.attention.dropout = dropout;
+                if let Some(cross_attention) = &mut block.cross_attention {
+                    cross_attention.dropout = dropout;
+                }
+            }
+        }
+        self
+    }
+
+    /// The same with nothing set to zero in training.
+    pub fn without_dropout(mut self) -> Self {
+        if let HeadConfig::Sequence { dropout, .. } | HeadConfig::Token { dropout, .. } =
+            &mut self.head
+        {
+            *dropout = 0.0;
+        }
+        self.with_dropout(0.0).with_attention_dropout(0.0)
+    }
+
     /// The same with other initial embeddings and head.
     pub fn with_init_std(mut self, std: f64) -> Self {
         self.embedding.init_std = std;

@@ -8,6 +8,8 @@ use burn::backend::{
 };
 use burn::tensor::{DType, Shape, TensorData};
 
+use crate::dropout;
+
 /// Which keys a query may attend to, as far as it follows from their positions alone.
 ///
 /// A mask is a description, not a tensor: a fused kernel skips hidden keys without reading
@@ -56,13 +58,19 @@ pub struct Scoring {
     pub mask: AttentionMask,
     /// What the products are multiplied by.
     pub scale: f64,
+    /// The share of the probabilities that is set to zero, the others being larger, as
+    /// [`dropout`](crate::dropout()) does. The draws follow from the seed of the device.
+    pub dropout: f64,
 }
 
 impl Scoring {
-    /// The usual scale, 1/√`head_dim` (Vaswani et al. 2017, arXiv:1706.03762).
+    /// The usual scale, 1/√`head_dim` (Vaswani et al. 2017, arXiv:1706.03762), and no dropout.
     pub fn scaled(mask: AttentionMask, head_dim: usize) -> Self {
-        let scale = 1.0 / (head_dim as f64).sqrt();
-        Self { mask, scale }
+        Self {
+            mask,
+            scale: 1.0 / (head_dim as f64).sqrt(),
+            dropout: 0.0,
+        }
     }
 }
 
@@ -158,7 +166,7 @@ pub(crate) fn mask_bias<B: Backend>(
 }
 
 /// Returns the output `[batch, n_heads, seq_q, head_dim]` and the attention probabilities
-/// `[batch, n_kv_heads, group · seq_q, seq_k]`.
+/// `[batch, n_kv_heads, group · seq_q, seq_k]`, below zero where they are dropped.
 pub(crate) fn composed_forward<B: Backend>(
     query: FloatTensor<B>,
     key: FloatTensor<B>,
@@ -184,20 +192,39 @@ pub(crate) fn composed_forward<B: Backend>(
         scores = B::float_add(B::float_reshape(scores, by_head), bias);
     }
     let probabilities = B::softmax(B::float_reshape(scores, folded), 3);
-    let output = B::float_matmul(probabilities.clone(), value);
-    (B::float_reshape(output, shape), probabilities)
+    let (weights, saved) = match scoring.dropout {
+        0.0 => (probabilities.clone(), probabilities),
+        share => {
+            let (weights, _) = dropout::composed_forward::<B>(probabilities.clone(), share);
+            let saved = mark_dropped::<B>(probabilities, weights.clone(), share);
+            (weights, saved)
+        }
+    };
+    let output = B::float_matmul(weights, value);
+    (B::float_reshape(output, shape), saved)
 }
 
-/// With `P` the probabilities and `dO` the gradient of the output (Dao et al. 2022,
-/// arXiv:2205.14135, appendix B.2): `dV = Pᵀ dO`, `dP = dO Vᵀ`, `dS = P ∘ (dP − rowsum(dP ∘ P))`,
-/// `dQ = scale · dS K`, `dK = scale · dSᵀ Q`; `dS` is also the gradient of the bias before it was
-/// broadcast. Hidden keys have `P = 0`, so the mask is not needed again.
+/// Turns the sign of the probabilities that were dropped. `weights` are what dropout made of them.
+pub(crate) fn mark_dropped<B: Backend>(
+    probabilities: FloatTensor<B>,
+    weights: FloatTensor<B>,
+    share: f64,
+) -> FloatTensor<B> {
+    let twice = B::float_mul_scalar(weights, (2.0 * (1.0 - share)).into());
+    B::float_sub(twice, probabilities)
+}
+
+/// With `P` the probabilities, `W` what dropout makes of them and `dO` the gradient of the output (Dao
+/// et al. 2022, arXiv:2205.14135, appendix B.2): `dV = Wᵀ dO`, `dW = dO Vᵀ`,
+/// `dS = W ∘ dW − P ∘ rowsum(W ∘ dW)`, `dQ = scale · dS K`, `dK = scale · dSᵀ Q`; `dS` is also the
+/// gradient of the bias before it was broadcast. Hidden keys have `P = 0`, so the mask is not needed
+/// again.
 pub(crate) fn composed_backward<B: Backend>(
     query: FloatTensor<B>,
     key: FloatTensor<B>,
     value: FloatTensor<B>,
     bias: ScoreBias<B>,
-    probabilities: FloatTensor<B>,
+    saved: FloatTensor<B>,
     grad: FloatTensor<B>,
     scoring: Scoring,
 ) -> (
@@ -206,15 +233,24 @@ pub(crate) fn composed_backward<B: Backend>(
     FloatTensor<B>,
     FloatTensor<B>,
 ) {
+    let (probabilities, weights) = match scoring.dropout {
+        0.0 => (saved.clone(), saved),
+        share => {
+            let probabilities = B::float_abs(saved.clone());
+            let kept = B::float_add(saved, probabilities.clone());
+            let weights = B::float_mul_scalar(kept, (0.5 / (1.0 - share)).into());
+            (probabilities, weights)
+        }
+    };
     let shape = query.shape();
     let [batch, n_heads, seq_q, _] = shape.dims();
     let [_, n_kv_heads, seq_k, _] = key.shape().dims();
     let query = fold_groups::<B>(query, n_kv_heads);
     let grad = fold_groups::<B>(grad, n_kv_heads);
 
-    let grad_value = B::float_matmul(B::float_transpose(probabilities.clone()), grad.clone());
-    let grad_probabilities = B::float_matmul(grad, B::float_transpose(value));
-    let weighted = B::float_mul(grad_probabilities, probabilities.clone());
+    let grad_value = B::float_matmul(B::float_transpose(weights.clone()), grad.clone());
+    let grad_weights = B::float_matmul(grad, B::float_transpose(value));
+    let weighted = B::float_mul(grad_weights, weights);
     let row_sum = B::float_sum_dim(weighted.clone(), 3);
     let grad_scores = B::float_sub(weighted, B::float_mul(probabilities, row_sum.clone()));
     let grad_bias = match bias {

@@ -320,7 +320,7 @@ pub trait TransformerOps: Backend {
     }
 }
 
-/// Scaled dot-product attention, `softmax(scale · Q Kᵀ + bias + mask) V`.
+/// Scaled dot-product attention, `dropout(softmax(scale · Q Kᵀ + bias + mask)) V`.
 ///
 /// Grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245) needs no copies: query head `h`
 /// reads key/value head `h / (n_heads / n_kv_heads)`.
@@ -335,7 +335,8 @@ pub trait TransformerOps: Backend {
 /// # Panics
 ///
 /// When the shapes do not fit: `n_kv_heads` must divide `n_heads`, and a causal mask needs
-/// `seq_q ≤ seq_k`, because the queries are the last `seq_q` of the `seq_k` positions.
+/// `seq_q ≤ seq_k`, because the queries are the last `seq_q` of the `seq_k` positions. When the share to
+/// drop is below 0, or not below 1.
 pub fn attention(
     query: Tensor<4>,
     key: Tensor<4>,
@@ -351,6 +352,7 @@ pub fn attention(
         bias_dims,
         scoring.mask,
     );
+    check_probability(scoring.dropout, "attention");
     Tensor::from_dispatch(
         <burn::backend::Dispatch as TransformerOps>::masked_attention(
             query.into_dispatch(),
@@ -529,14 +531,18 @@ pub fn projected_loss(
 ///
 /// When the probability is below 0, or not below 1.
 pub fn dropout<const D: usize>(input: Tensor<D>, probability: f64) -> Tensor<D> {
-    assert!(
-        (0.0..1.0).contains(&probability),
-        "dropout: the probability must be at least 0 and below 1, got {probability}"
-    );
+    check_probability(probability, "dropout");
     Tensor::from_dispatch(<burn::backend::Dispatch as TransformerOps>::random_dropout(
         input.into_dispatch(),
         probability,
     ))
+}
+
+fn check_probability(probability: f64, operation: &str) {
+    assert!(
+        (0.0..1.0).contains(&probability),
+        "{operation}: the probability to drop must be at least 0 and below 1, got {probability}"
+    );
 }
 
 /// Normalises the last dimension, then scales by `weight` and shifts by `bias`.

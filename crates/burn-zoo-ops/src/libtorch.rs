@@ -150,6 +150,9 @@ impl TransformerOps for LibTorch {
         bias: ScoreBias<Self>,
         scoring: Scoring,
     ) -> FloatTensor<Self> {
+        if scoring.dropout > 0.0 {
+            return attention::composed_forward::<Self>(query, key, value, bias, scoring).0;
+        }
         let masking = Masking::with_bias(bias, scoring.mask, &query, &key);
         let n_heads = query.tensor.size()[1];
         TchTensor::new(Tensor::scaled_dot_product_attention(
@@ -258,9 +261,9 @@ impl TransformerOps for LibTorch {
         bias: ScoreBias<Self>,
         scoring: Scoring,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        // The fused kernel has no gradient for a bias.
-        let is_fused = query.tensor.device() == tch::Device::Cpu;
-        if !is_fused || !matches!(bias, ScoreBias::None) {
+        // The fused kernel has no gradient for a bias, and no dropout.
+        let is_plain = matches!(bias, ScoreBias::None) && scoring.dropout == 0.0;
+        if !is_plain || query.tensor.device() != tch::Device::Cpu {
             return attention::composed_forward::<Self>(query, key, value, bias, scoring);
         }
         let masking = Masking::new(scoring.mask, &query, &key);

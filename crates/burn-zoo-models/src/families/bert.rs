@@ -37,6 +37,8 @@ pub struct EncoderFields {
     pub hidden_act: String,
     /// The share of embedding and sub-layer values set to zero in training.
     pub hidden_dropout_prob: f64,
+    /// The share of attention probabilities set to zero in training.
+    pub attention_probs_dropout_prob: f64,
     /// The longest sequence, with RoBERTa's offset.
     pub max_position_embeddings: usize,
     /// How many segments are told apart.
@@ -63,6 +65,7 @@ impl Default for EncoderFields {
             intermediate_size: 3072,
             hidden_act: "gelu".to_owned(),
             hidden_dropout_prob: 0.1,
+            attention_probs_dropout_prob: 0.1,
             max_position_embeddings: 512,
             type_vocab_size: 2,
             initializer_range: 0.02,
@@ -129,9 +132,17 @@ impl EncoderFields {
             blocks,
         )
         .with_uniform_init(self.initializer_range)
-        .with_dropout(self.hidden_dropout_prob);
+        .with_dropout(self.hidden_dropout_prob)
+        .with_attention_dropout(self.attention_probs_dropout_prob);
         config.embedding.n_segments = self.type_vocab_size;
         Ok(config)
+    }
+
+    /// What is set to zero before a classifier.
+    fn classifier_dropout(&self, common: &Common) -> f64 {
+        common
+            .classifier_dropout
+            .unwrap_or(self.hidden_dropout_prob)
     }
 
     pub(super) fn language_head(&self) -> Result<LanguageHeadConfig, ConfigError> {
@@ -164,12 +175,16 @@ impl EncoderFields {
                     state: SequenceState::Pooled,
                     dense: None,
                     bias: true,
+                    dropout: self.classifier_dropout(common),
                 };
                 (head, true)
             }
             Task::Token => {
-                let n_labels = common.n_labels();
-                (HeadConfig::Token { n_labels }, false)
+                let head = HeadConfig::Token {
+                    n_labels: common.n_labels(),
+                    dropout: self.classifier_dropout(common),
+                };
+                (head, false)
             }
             Task::Span => (HeadConfig::Span, false),
             Task::Language | Task::Encoder => return Err(no_such_head(family, task)),
@@ -385,9 +400,11 @@ impl FamilyConfig for RobertaConfig {
                 state: SequenceState::First,
                 dense: Some(Activation::Tanh),
                 bias: true,
+                dropout: fields.classifier_dropout(common),
             },
             Task::Token => HeadConfig::Token {
                 n_labels: common.n_labels(),
+                dropout: fields.classifier_dropout(common),
             },
             Task::Span => HeadConfig::Span,
             _ => return Err(no_such_head(Self::NAME, task)),

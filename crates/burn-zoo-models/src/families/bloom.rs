@@ -42,6 +42,8 @@ pub struct BloomConfig {
     pub apply_residual_connection_post_layernorm: bool,
     /// The share of sub-layer outputs set to zero in training.
     pub hidden_dropout: f64,
+    /// The share of attention probabilities set to zero in training.
+    pub attention_dropout: f64,
     /// Whether the head is the token embedding.
     pub tie_word_embeddings: bool,
 }
@@ -58,6 +60,7 @@ impl Default for BloomConfig {
             initializer_range: 0.02,
             apply_residual_connection_post_layernorm: false,
             hidden_dropout: 0.0,
+            attention_dropout: 0.0,
             tie_word_embeddings: true,
         }
     }
@@ -93,6 +96,7 @@ impl FamilyConfig for BloomConfig {
         let mut config = TransformerConfig::new(self.vocab_size, d_model, self.seq_length, blocks)
             .with_residual_init(self.initializer_range)
             .with_dropout(self.hidden_dropout)
+            .with_attention_dropout(self.attention_dropout)
             .with_position(PositionConfig::None)
             .with_head(decoder_head(Self::NAME, task, is_tied, common)?);
         config.embedding.norm = Some(norm);

@@ -43,6 +43,8 @@ pub struct EsmConfig {
     pub intermediate_size: usize,
     /// The share of sub-layer outputs set to zero in training.
     pub hidden_dropout_prob: f64,
+    /// The share of attention probabilities set to zero in training.
+    pub attention_probs_dropout_prob: f64,
     /// The longest sequence, with the offset of learned positions.
     pub max_position_embeddings: usize,
     /// The standard deviation of initial weights.
@@ -72,6 +74,7 @@ impl Default for EsmConfig {
             num_attention_heads: 12,
             intermediate_size: 3072,
             hidden_dropout_prob: 0.0,
+            attention_probs_dropout_prob: 0.0,
             max_position_embeddings: 1026,
             initializer_range: 0.02,
             layer_norm_eps: 1e-12,
@@ -141,7 +144,8 @@ impl FamilyConfig for EsmConfig {
         let mut config = TransformerConfig::new(vocab_size, d_model, context_length, blocks)
             .with_position(position)
             .with_uniform_init(self.initializer_range)
-            .with_dropout(self.hidden_dropout_prob);
+            .with_dropout(self.hidden_dropout_prob)
+            .with_attention_dropout(self.attention_probs_dropout_prob);
         config.embedding.zero_padding = true;
         config.embedding.norm = (self.emb_layer_norm_before == Some(true)).then(|| norm.clone());
         if self.token_dropout {
@@ -171,9 +175,11 @@ impl FamilyConfig for EsmConfig {
                 state: SequenceState::First,
                 dense: Some(Activation::Tanh),
                 bias: true,
+                dropout: self.hidden_dropout_prob,
             },
             Task::Token => HeadConfig::Token {
                 n_labels: common.n_labels(),
+                dropout: self.hidden_dropout_prob,
             },
             Task::Span => HeadConfig::Span,
             _ => return Err(no_such_head(Self::NAME, task)),

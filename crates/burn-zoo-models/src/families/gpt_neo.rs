@@ -40,6 +40,8 @@ pub struct GptNeoConfig {
     pub activation_function: String,
     /// The share of sub-layer outputs set to zero in training.
     pub resid_dropout: f64,
+    /// The share of attention probabilities set to zero in training.
+    pub attention_dropout: f64,
     /// Added to variances.
     pub layer_norm_epsilon: f64,
     /// The standard deviation of initial weights.
@@ -62,6 +64,7 @@ impl Default for GptNeoConfig {
             window_size: 256,
             activation_function: "gelu_new".to_owned(),
             resid_dropout: 0.0,
+            attention_dropout: 0.0,
             layer_norm_epsilon: 1e-5,
             initializer_range: 0.02,
             tie_word_embeddings: true,
@@ -149,6 +152,7 @@ impl FamilyConfig for GptNeoConfig {
         )
         .with_residual_init(self.initializer_range)
         .with_dropout(self.resid_dropout)
+        .with_attention_dropout(self.attention_dropout)
         .with_head(decoder_head(Self::NAME, task, is_tied, common)?);
         Ok((
             config,

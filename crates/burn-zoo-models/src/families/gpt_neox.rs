@@ -46,6 +46,8 @@ pub struct GptNeoxConfig {
     pub max_position_embeddings: usize,
     /// The share of sub-layer outputs set to zero in training.
     pub hidden_dropout: f64,
+    /// The share of attention probabilities set to zero in training.
+    pub attention_dropout: f64,
     /// The standard deviation of initial weights.
     pub initializer_range: f64,
     /// Added to variances.
@@ -72,6 +74,7 @@ impl Default for GptNeoxConfig {
             rope: RopeFields::default(),
             max_position_embeddings: 2048,
             hidden_dropout: 0.0,
+            attention_dropout: 0.0,
             initializer_range: 0.02,
             layer_norm_eps: 1e-5,
             use_parallel_residual: true,
@@ -126,6 +129,7 @@ impl FamilyConfig for GptNeoxConfig {
         )
         .with_residual_init(self.initializer_range)
         .with_dropout(self.hidden_dropout)
+        .with_attention_dropout(self.attention_dropout)
         .with_position(PositionConfig::None)
         .with_head(decoder_head(Self::NAME, task, is_tied, common)?);
         let names = decoder_head_names(names(head_dim), task, is_tied, "classifier");

@@ -40,6 +40,8 @@ pub struct DecoderFields {
     pub head_dim: Option<usize>,
     /// The non-linearity.
     pub hidden_act: String,
+    /// The share of attention probabilities set to zero in training.
+    pub attention_dropout: f64,
     /// The longest sequence.
     pub max_position_embeddings: usize,
     /// The standard deviation of initial weights.
@@ -64,6 +66,7 @@ impl Default for DecoderFields {
             num_key_value_heads: None,
             head_dim: None,
             hidden_act: "silu".to_owned(),
+            attention_dropout: 0.0,
             max_position_embeddings: 2048,
             initializer_range: 0.02,
             rms_norm_eps: 1e-6,
@@ -127,6 +130,7 @@ impl DecoderFields {
         let is_tied = self.tie_word_embeddings;
         let config = TransformerConfig::new(self.vocab_size, d_model, context_length, blocks)
             .with_residual_init(self.initializer_range)
+            .with_attention_dropout(self.attention_dropout)
             .with_position(PositionConfig::None)
             .with_head(decoder_head(variant.name, task, is_tied, common)?);
         Ok((config, decoder_head_names(names(), task, is_tied, "score")))

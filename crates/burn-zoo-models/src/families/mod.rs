@@ -99,9 +99,11 @@ fn decoder_head(
             },
             dense: None,
             bias: false,
+            dropout: 0.0,
         },
         Task::Token => HeadConfig::Token {
             n_labels: common.n_labels(),
+            dropout: common.classifier_dropout.unwrap_or(0.1),
         },
         Task::Span => HeadConfig::Span,
         _ => return Err(no_such_head(family, task)),

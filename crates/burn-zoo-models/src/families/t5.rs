@@ -201,9 +201,11 @@ impl FamilyConfig for T5Config {
                 },
                 dense: Some(Activation::Tanh),
                 bias: true,
+                dropout: common.classifier_dropout.unwrap_or(0.0),
             },
             Task::Token => HeadConfig::Token {
                 n_labels: common.n_labels(),
+                dropout: common.classifier_dropout.unwrap_or(0.0),
             },
             Task::Span => HeadConfig::Span,
             _ => return Err(no_such_head(Self::NAME, task)),
@@ -215,6 +217,7 @@ impl FamilyConfig for T5Config {
                 .with_head(head);
         config.embedding.dropout = self.dropout_rate;
         (config.encoder, config.stack) = (encoder, stack);
+        config = config.with_attention_dropout(self.dropout_rate);
         let is_untied = matches!(
             config.head.language(),
             Some(language) if language.projection == Projection::Untied

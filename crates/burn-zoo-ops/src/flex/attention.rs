@@ -13,8 +13,10 @@ use gemm::Parallelism::None as OneThread;
 use macerator::Simd;
 use rayon::prelude::*;
 
+use super::dropout::{Draws, draw_seed};
 use super::product::{Matrix, product};
 use super::simd::{Kernel, contiguous, exp, largest, mul_add, run, sum, tensor};
+use crate::attention::{composed_forward, mark_dropped};
 use crate::{ScoreBias, Scoring};
 
 /// How many queries are worked on at once.
@@ -151,6 +153,27 @@ impl Job {
         BLOCK.min(self.seq_q) * self.seq_k
     }
 
+    /// How many numbers the [`Statistics`] of all queries are.
+    fn n_statistics(&self) -> usize {
+        2 * self.batch * self.n_heads * self.seq_q
+    }
+
+    /// Drops of the rows of a block what all passes drop of them.
+    fn drop(
+        &self,
+        draws: Option<Draws>,
+        block: &Block,
+        [batch, head]: [usize; 2],
+        rows: &mut [f32],
+    ) {
+        let Some(draws) = draws else { return };
+        let first = (batch * self.n_heads + head) * self.seq_q;
+        let rows = rows.chunks_exact_mut(block.keys.len());
+        for (query, row) in block.queries.clone().zip(rows) {
+            draws.drop(row, (first + query) * self.seq_k + block.keys.start);
+        }
+    }
+
     /// Products of the queries of a block with its keys.
     ///
     /// # Safety
@@ -257,8 +280,8 @@ impl Kernel for ScoreGradients<'_> {
     }
 }
 
-/// Returns the output `[batch, n_heads, seq_q, head_dim]` and for each query its largest score and the reciprocal of the
-/// sum of exponentials `[batch, n_heads, seq_q, 2]`.
+/// Returns the output `[batch, n_heads, seq_q, head_dim]`, and for its gradient the [`Statistics`] of each query, behind
+/// them the seed of what is dropped, if anything is: `[2 · batch · n_heads · seq_q (+ 2)]`.
 pub(super) fn forward(
     query: FlexTensor,
     key: FlexTensor,
@@ -276,7 +299,11 @@ pub(super) fn forward(
     } = job;
     let group = n_heads / job.n_kv_heads;
     let mut values = vec![0.0; batch * seq_q * n_heads * width];
-    let mut statistics = vec![0.0; batch * n_heads * seq_q * 2];
+    let mut statistics = vec![0.0; job.n_statistics()];
+    let seed = (scoring.dropout > 0.0).then(draw_seed);
+    let draws = seed
+        .as_ref()
+        .map(|seed| Draws::new(seed.storage(), scoring.dropout));
     let output = Heads::new(&mut values, [n_heads, seq_q, width]);
     let [query, key, value] = [&query, &key, &value].map(Heads::of);
     let heads = statistics.par_chunks_mut((2 * seq_q).max(1)).enumerate();
@@ -298,6 +325,7 @@ pub(super) fn forward(
                     scores: &mut scores[..rows * keys],
                     statistics: Statistics::New(statistics),
                 });
+                job.drop(draws, &block, place, &mut scores[..rows * keys]);
                 let exponentials = Matrix::dense(scores, keys);
                 let value = value.skip_rows(block.keys.start);
                 let output = output.skip_rows(block.queries.start);
@@ -320,21 +348,48 @@ pub(super) fn forward(
             }
         },
     );
-    let statistics = tensor(statistics, Shape::new([batch, n_heads, seq_q, 2]));
+    if let Some(seed) = seed {
+        statistics.extend_from_slice(seed.storage());
+    }
+    let n_saved = statistics.len();
+    let saved = tensor(statistics, Shape::new([n_saved]));
     let output = by_position(values, [batch, n_heads, seq_q, width]);
-    (output, statistics)
+    (output, saved)
+}
+
+/// What the composed form saves, by the seed that this one saved.
+pub(super) fn whole(
+    query: FlexTensor,
+    key: FlexTensor,
+    value: FlexTensor,
+    bias: ScoreBias<Flex>,
+    saved: &FlexTensor,
+    scoring: Scoring,
+) -> FlexTensor {
+    let n_statistics = Job::new(&query, &key, ScoreBias::None, scoring).n_statistics();
+    let share = scoring.dropout;
+    let undropped = Scoring {
+        dropout: 0.0,
+        ..scoring
+    };
+    let (_, probabilities) = composed_forward::<Flex>(query, key, value, bias, undropped);
+    if share == 0.0 {
+        return probabilities;
+    }
+    let draws = Draws::new(&saved.storage()[n_statistics..], share);
+    mark_dropped::<Flex>(probabilities.clone(), draws.drop_all(probabilities), share)
 }
 
 /// The gradients of query, key and value.
 ///
-/// With `P` the probabilities and `dO` the gradient of the output: `dV = Pᵀ dO`, `dP = dO Vᵀ`,
-/// `dS = P ∘ (dP − rowsum(dP ∘ P))`, `dQ = scale · dS K`, `dK = scale · dSᵀ Q`.
+/// With `P` the probabilities, `D` what they are multiplied by where some are dropped and `dO` the gradient of the output:
+/// `dV = (P ∘ D)ᵀ dO`, `dP = dO Vᵀ ∘ D`, `dS = P ∘ (dP − rowsum(dP ∘ P))`, `dQ = scale · dS K`, `dK = scale · dSᵀ Q`.
 pub(super) fn backward(
     query: FlexTensor,
     key: FlexTensor,
     value: FlexTensor,
     bias: ScoreBias<Flex>,
-    statistics: FlexTensor,
+    saved: FlexTensor,
     grad: FlexTensor,
     scoring: Scoring,
 ) -> [FloatTensor<Flex>; 3] {
@@ -356,7 +411,8 @@ pub(super) fn backward(
     let [grad_key, grad_value] =
         [&mut of_key, &mut of_value].map(|values| Heads::new(values, [n_kv_heads, seq_k, width]));
     let [query, key, value, grad] = [&query, &key, &value, &grad].map(Heads::of);
-    let statistics = statistics.storage::<f32>();
+    let (statistics, seed) = saved.storage::<f32>().split_at(job.n_statistics());
+    let draws = (scoring.dropout > 0.0).then(|| Draws::new(seed, scoring.dropout));
     // Query heads that share a key are one piece, because they add to its gradient.
     let pieces = statistics
         .par_chunks((2 * seq_q * group).max(1))
@@ -384,6 +440,19 @@ pub(super) fn backward(
                     });
                     // SAFETY: as above.
                     unsafe { job.multiply(&block, grad, value, scores) };
+                    job.drop(draws, &block, [batch, head], &mut scores[..rows * keys]);
+                    run(ScoreGradients {
+                        probabilities: &probabilities[..rows * keys],
+                        grad: &mut scores[..rows * keys],
+                        width: keys,
+                        scale: scoring.scale as f32,
+                    });
+                    job.drop(
+                        draws,
+                        &block,
+                        [batch, head],
+                        &mut probabilities[..rows * keys],
+                    );
                     let left = Matrix::dense(probabilities, keys).transposed();
                     let [grad, query, grad_query] =
                         [grad, query, grad_query].map(|rows| rows.skip_rows(block.queries.start));
@@ -393,12 +462,6 @@ pub(super) fn backward(
                     unsafe {
                         product([keys, width, rows], grad_value, true, left, grad, OneThread)
                     };
-                    run(ScoreGradients {
-                        probabilities: &probabilities[..rows * keys],
-                        grad: &mut scores[..rows * keys],
-                        width: keys,
-                        scale: scoring.scale as f32,
-                    });
                     let scores = Matrix::dense(scores, keys);
                     // SAFETY: as above.
                     unsafe {

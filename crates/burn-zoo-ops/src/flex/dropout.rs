@@ -41,33 +41,50 @@ fn mix(number: u32) -> u32 {
 }
 
 /// The seed of a draw, from the generator of the device: `[2]`.
-fn draw_seed() -> FlexTensor {
+pub(super) fn draw_seed() -> FlexTensor {
     let uniform = Distribution::Uniform(0.0, 1.0);
     Flex::float_random(Shape::new([2]), uniform, &FlexDevice, DType::F32.into())
+}
+
+/// Which values are dropped.
+#[derive(Clone, Copy)]
+pub(super) struct Draws {
+    seed: [u32; 2],
+    probability: f64,
+}
+
+impl Draws {
+    /// By a seed of [`draw_seed`].
+    pub(super) fn new(seed: &[f32], probability: f64) -> Self {
+        // 23 random bits of each.
+        let seed = [0, 1].map(|which| mix((seed[which] * 2f32.powi(24)) as u32 + which as u32));
+        Self { seed, probability }
+    }
+
+    /// Drops of values that follow each other, the first of which has this place among all.
+    pub(super) fn drop(&self, values: &mut [f32], first: usize) {
+        run(Drop {
+            values,
+            first: first as u32,
+            seed: self.seed,
+            probability: self.probability,
+        });
+    }
+
+    /// Drops of all values of a tensor.
+    pub(super) fn drop_all(&self, tensor: FlexTensor) -> FlexTensor {
+        let length = chunk_length(tensor.layout().num_elements(), 1);
+        update(tensor, length, |first, values| self.drop(values, first))
+    }
 }
 
 /// The input with values dropped, and the seed.
 pub(super) fn forward(input: FlexTensor, probability: f64) -> (FlexTensor, FlexTensor) {
     let seed = draw_seed();
-    (drop(input, &seed, probability), seed)
+    (backward(&seed, input, probability), seed)
 }
 
 /// The gradient, of which the same values are dropped.
 pub(super) fn backward(seed: &FlexTensor, grad: FlexTensor, probability: f64) -> FlexTensor {
-    drop(grad, seed, probability)
-}
-
-fn drop(tensor: FlexTensor, seed: &FlexTensor, probability: f64) -> FlexTensor {
-    let seed = seed.storage::<f32>();
-    // 23 random bits of each.
-    let seed = [0, 1].map(|which| mix((seed[which] * 2f32.powi(24)) as u32 + which as u32));
-    let length = chunk_length(tensor.layout().num_elements(), 1);
-    update(tensor, length, |first, values| {
-        run(Drop {
-            values,
-            first: first as u32,
-            seed,
-            probability,
-        });
-    })
+    Draws::new(seed.storage(), probability).drop_all(grad)
 }

@@ -72,7 +72,7 @@ impl TransformerOps for Flex {
         if let ScoreBias::Learned(_) = bias {
             // What adds to its gradient are the scores of all queries, so they are made whole.
             let (q, k, v) = (query.clone(), key.clone(), value.clone());
-            let (_, whole) = composed_forward::<Self>(q, k, v, bias.clone(), scoring);
+            let whole = attention::whole(q, k, v, bias.clone(), &saved, scoring);
             return composed_backward::<Self>(query, key, value, bias, whole, grad, scoring);
         }
         let [query, key, value] =

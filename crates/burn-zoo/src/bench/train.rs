@@ -92,7 +92,7 @@ impl TrainBench {
             let problem = format!("must be from 1 to {}, got {seq}", model.context_length());
             return Err(ConfigError::new("seq", problem));
         }
-        let transformer = random_model(&model.clone().with_dropout(0.0), device)?;
+        let transformer = random_model(&model.clone().without_dropout(), device)?;
         let is_decoder = transformer.is_decoder();
         let optimizer = OptimizerConfig {
             clip_norm: Some(1.0),
