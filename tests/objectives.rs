@@ -622,6 +622,56 @@ fn a_recipe_keeps_documents_apart() {
     assert!(loss < 0.1, "{loss}");
 }
 
+/// The same of masked words: a letter that is masked follows from the others of its document alone.
+#[test]
+fn a_masked_recipe_keeps_documents_apart() {
+    let recipe = r#"
+        objective = { masked_lm = { documents = "separate" } }
+        tokenizer = "char"
+        [model.config]
+        model_type = "bert"
+        architectures = ["BertForMaskedLM"]
+        num_hidden_layers = 2
+        num_attention_heads = 2
+        hidden_size = 32
+        intermediate_size = 64
+        max_position_embeddings = 32
+        hidden_dropout_prob = 0.0
+        attention_probs_dropout_prob = 0.0
+        initializer_range = 0.1
+        [data]
+        valid_fraction = 0.2
+        [optimizer]
+        learning_rate = 1e-2
+        [schedule.constant]
+        warmup_iterations = 0
+        [loop]
+        iterations = 150
+        batch_size = 8
+    "#;
+    // Letters that are repeated are known by each other, also where one of them is not masked but changed.
+    let text: String = (0..400)
+        .map(|i| ["aaaaaaa\n\n", "bbbbbbb\n\n", "ccccccc\n\n"][i * i * 7 % 3])
+        .collect();
+    let loss = |documents: &str| {
+        let documents = (
+            "objective.masked_lm.documents".to_owned(),
+            documents.to_owned(),
+        );
+        let recipe = Recipe::parse(recipe, &[documents]).unwrap();
+        let out = tempfile::tempdir().unwrap();
+        let options = RunOptions {
+            display: Display::Silent,
+            ..RunOptions::new(out.path().join("run"), "flex")
+        };
+        let run = train(&recipe, Material::Text(&text), &processor(), options).unwrap();
+        run.summary.unwrap().valid_loss
+    };
+    let separate = loss("separate");
+    // By chance it would be ln 3.
+    assert!(separate < 0.3, "{separate}");
+}
+
 /// The recipes of this kind learn: a few steps bring the loss well below what guessing gives.
 #[test]
 fn each_objective_learns() {

@@ -552,3 +552,111 @@ pub fn find_preset(name: &str) -> Option<(Family, Preset)> {
             .map(|preset| (family, preset))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// What a `config.json` says is dropped: of sub-layers, of attention, and before a classifier.
+    #[test]
+    fn dropout_is_read_from_the_fields_of_each_family() {
+        let bert = json!({ "hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3 });
+        let bert_head = json!({ "hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3,
+            "classifier_dropout": 0.4 });
+        let gpt2 = json!({ "resid_pdrop": 0.2, "attn_pdrop": 0.3, "classifier_dropout": 0.4 });
+        let hidden = json!({ "hidden_dropout": 0.2, "attention_dropout": 0.3 });
+        let neo =
+            json!({ "resid_dropout": 0.2, "attention_dropout": 0.3, "classifier_dropout": 0.0 });
+        let t5 = json!({ "dropout_rate": 0.2, "classifier_dropout": 0.4 });
+        for (model_type, class, fields, expected) in [
+            (
+                "bert",
+                "BertForSequenceClassification",
+                &bert,
+                [0.2, 0.3, 0.2],
+            ),
+            (
+                "bert",
+                "BertForTokenClassification",
+                &bert_head,
+                [0.2, 0.3, 0.4],
+            ),
+            (
+                "roberta",
+                "RobertaForSequenceClassification",
+                &bert_head,
+                [0.2, 0.3, 0.4],
+            ),
+            (
+                "megatron-bert",
+                "MegatronBertForSequenceClassification",
+                &bert,
+                [0.2, 0.3, 0.2],
+            ),
+            (
+                "esm",
+                "EsmForSequenceClassification",
+                &bert,
+                [0.2, 0.3, 0.2],
+            ),
+            ("gpt2", "GPT2ForTokenClassification", &gpt2, [0.2, 0.3, 0.4]),
+            (
+                "gpt2",
+                "GPT2ForSequenceClassification",
+                &gpt2,
+                [0.2, 0.3, 0.0],
+            ),
+            (
+                "gpt_neo",
+                "GPTNeoForTokenClassification",
+                &neo,
+                [0.2, 0.3, 0.0],
+            ),
+            (
+                "gpt_neox",
+                "GPTNeoXForTokenClassification",
+                &hidden,
+                [0.2, 0.3, 0.1],
+            ),
+            (
+                "bloom",
+                "BloomForSequenceClassification",
+                &hidden,
+                [0.2, 0.3, 0.0],
+            ),
+            (
+                "llama",
+                "LlamaForSequenceClassification",
+                &hidden,
+                [0.0, 0.3, 0.0],
+            ),
+            ("t5", "T5ForSequenceClassification", &t5, [0.2, 0.2, 0.4]),
+        ] {
+            let mut json = fields.as_object().unwrap().clone();
+            json.insert("model_type".to_owned(), model_type.into());
+            json.insert("architectures".to_owned(), vec![class].into());
+            let transformer = Architecture::from_json(json).unwrap().transformer;
+            let before_labels = match transformer.head {
+                HeadConfig::Sequence { dropout, .. } | HeadConfig::Token { dropout, .. } => dropout,
+                ref other => panic!("{class}: {other:?}"),
+            };
+            let stacks = transformer.encoder.iter().chain([&transformer.stack]);
+            for block in stacks.flat_map(|stack| &stack.blocks) {
+                let cross = block.cross_attention.as_ref();
+                let found = [block.dropout, block.attention.dropout, before_labels];
+                assert_eq!(found, expected, "{class}");
+                assert!(
+                    cross.is_none_or(|cross| cross.dropout == expected[1]),
+                    "{class}"
+                );
+            }
+            let json = serde_json::to_value(transformer.without_dropout()).unwrap();
+            assert!(
+                !json.to_string().contains("dropout\":0.2"),
+                "{class}: {json}"
+            );
+        }
+    }
+}

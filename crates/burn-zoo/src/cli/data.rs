@@ -16,6 +16,8 @@ use crate::data::{
 };
 use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::train::memory;
+
 use super::train::parse_override;
 use super::{End, Result, print_json};
 
@@ -148,6 +150,9 @@ fn prepare(arguments: &Prepare) -> Result<()> {
     let bars = Bars::default();
     let outcome = pipeline::prepare(&recipe, &arguments.out, arguments.shard, &bars);
     bars.end();
+    if let Some(bytes) = memory::peak_bytes() {
+        eprintln!("peak memory: {} MB", bytes / 1_000_000);
+    }
     match outcome? {
         Outcome::Done(summary) if arguments.json => print_json(&summary),
         Outcome::Done(summary) => {
