@@ -150,10 +150,11 @@ fn prepare(arguments: &Prepare) -> Result<()> {
     let bars = Bars::default();
     let outcome = pipeline::prepare(&recipe, &arguments.out, arguments.shard, &bars);
     bars.end();
+    let outcome = outcome?;
     if let Some(bytes) = memory::peak_bytes() {
         eprintln!("peak memory: {} MB", bytes / 1_000_000);
     }
-    match outcome? {
+    match outcome {
         Outcome::Done(summary) if arguments.json => print_json(&summary),
         Outcome::Done(summary) => {
             print(&summary);
