@@ -13,8 +13,15 @@ use burn_zoo::{
         adapter::{self, AdapterError, Saved},
         directory::{self, DirectoryError},
         family,
+        inputs::InputFile,
+        outputs::named_outputs,
     },
-    nn::{Transformer, head::HeadOutput, init, linear::LoraConfig},
+    nn::{
+        Transformer,
+        head::HeadOutput,
+        init,
+        linear::{Lora, LoraConfig},
+    },
 };
 use common::{assert_close, devices, processor, python_with, values};
 
@@ -164,6 +171,74 @@ fn every_linear_layer_can_be_adapted() {
     ] {
         assert!(seen.contains(name), "no family has a {name}");
     }
+}
+
+/// Adapters beside every linear layer of the stacks of every reference model: saved, loaded and merged, they give what they
+/// gave.
+#[test]
+fn adapters_of_every_family_are_saved_loaded_and_merged() {
+    let device = processor();
+    let reference = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/reference");
+    let folder = tempfile::tempdir().unwrap();
+    let mut families = BTreeSet::new();
+    for entry in std::fs::read_dir(reference).unwrap() {
+        let base = entry.unwrap().path();
+        if !base.join("outputs.safetensors").exists() {
+            continue;
+        }
+        let what = base.file_name().unwrap().to_string_lossy().into_owned();
+        let (mut model, architecture) = directory::load(&base, &device).unwrap();
+        let text = std::fs::read_to_string(base.join("input.json")).unwrap();
+        let input: InputFile = serde_json::from_str(&text).unwrap();
+        let outputs = |model: &Transformer| -> Vec<f64> {
+            let inputs = input.inputs(&architecture, &device).unwrap();
+            let named = named_outputs(model.outputs(inputs));
+            named
+                .into_iter()
+                .flat_map(|output| values(output.values))
+                .collect()
+        };
+        let before = outputs(&model);
+        let config = LoraConfig {
+            rank: 2,
+            alpha: 3.0,
+            dropout: 0.0,
+        };
+        let linears = model.linears().into_iter().map(|(path, _)| path);
+        let targets: Vec<String> = linears
+            .filter(|path| path.starts_with("stack.") || path.starts_with("encoder."))
+            .collect();
+        adapter::add(&mut model, &architecture, &config, &targets).unwrap();
+        for (_, linear) in model.linears() {
+            let [d_input, d_output] = linear.dims();
+            if linear.lora.is_some() {
+                let a = init::normal([d_input, 2], 0.1, &device);
+                let b = init::normal([2, d_output], 0.1, &device);
+                linear.lora = Some(Lora::new(a, b, 0.0, config.scale()));
+            }
+        }
+        let expected = outputs(&model);
+        let change = before.iter().zip(&expected).map(|(a, b)| (a - b).abs());
+        assert!(change.fold(0.0, f64::max) > 1e-3, "{what}: nothing changed");
+
+        let saved = Saved {
+            config: &config,
+            base: &base,
+            trained: &[],
+        };
+        let out = folder.path().join(&what);
+        adapter::save(&model, &architecture, &saved, &out).unwrap();
+        let (mut again, _) = directory::load(&out, &device).unwrap();
+        assert_close(&outputs(&again), &expected, 1e-5, &what);
+        adapter::merge(&mut again);
+        assert_close(&outputs(&again), &expected, 1e-5, &what);
+        let merged = folder.path().join(format!("{what}-merged"));
+        directory::save(&again, &architecture, &merged).unwrap();
+        let (merged, _) = directory::load(&merged, &device).unwrap();
+        assert_close(&outputs(&merged), &expected, 1e-5, &what);
+        families.insert(architecture.json["model_type"].as_str().unwrap().to_owned());
+    }
+    assert!(families.len() >= 14, "{families:?}");
 }
 
 #[test]

@@ -586,6 +586,10 @@ fn a_sweep_ranks_its_trials_and_trains_none_twice() {
 
     let runs = ["runs", "sweep", "--plot", "runs.svg", "--json"];
     let runs: Value = serde_json::from_str(&stdout(&mut bench.command(&runs))).unwrap();
+    let table = stdout(&mut bench.command(&["runs", "sweep"]));
+    for expected in ["optimizer.learning_rate=1e-2", "18"] {
+        assert!(table.contains(expected), "{table}");
+    }
     let runs = runs.as_array().unwrap();
     assert_eq!(runs.len(), 2);
     for run in runs {

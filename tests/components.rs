@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::sync::{Mutex, PoisonError};
+
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{Bool, DType, Device, Int, Tensor, activation};
@@ -14,7 +16,7 @@ use burn_zoo::{
         block::{BlockConfig, NormPlacement},
         embedding::PositionConfig,
         feed_forward::{Activation, FeedForwardConfig},
-        head::{LanguageHeadConfig, Projection, TransformConfig},
+        head::{HeadOutput, LanguageHeadConfig, Projection, SequenceState, TransformConfig},
         init,
         mixture::{ExpertCapacity, ExpertWeights, MixtureConfig, Routing},
         norm::NormConfig,
@@ -913,10 +915,87 @@ fn initial_weights_follow_gpt2() {
     assert!(values(bias).iter().all(|&value| value == 0.0));
 }
 
-/// A block that is computed again drops what it dropped before: the gradient is the slope of the loss. The generator of
-/// a device belongs to the process, and no other test here draws from it.
+/// The generator of a device belongs to the process: what seeds it and must draw the same again holds this.
+static GENERATOR: Mutex<()> = Mutex::new(());
+
+/// Each part drops in training, and nothing does otherwise.
+#[test]
+fn every_part_drops_in_training_alone() {
+    let _alone = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
+    let device = processor();
+    let blocks = vec![BlockConfig::gpt2(16, 2)];
+    let plain = TransformerConfig::new(VOCAB, 16, CONTEXT, blocks).with_init_std(0.5);
+    let labels = |dropout, dense| HeadConfig::Sequence {
+        n_labels: 3,
+        state: SequenceState::First,
+        dense,
+        bias: true,
+        dropout,
+    };
+    let of_tokens = |dropout| HeadConfig::Token {
+        n_labels: 3,
+        dropout,
+    };
+    let mut embedding = plain.clone();
+    embedding.embedding.dropout = 0.5;
+    let mut block = plain.clone();
+    block.stack.blocks[0].dropout = 0.5;
+    for (what, config) in [
+        ("embedding", embedding),
+        ("sub-layers", block),
+        ("attention", plain.clone().with_attention_dropout(0.5)),
+        ("classifier", plain.clone().with_head(labels(0.5, None))),
+        (
+            "dense",
+            plain.clone().with_head(labels(0.5, Some(Activation::Tanh))),
+        ),
+        ("tokens", plain.clone().with_head(of_tokens(0.5))),
+    ] {
+        let output = |config: &TransformerConfig, device: &Device| {
+            init::seed(3);
+            let model = init_model(config, device);
+            device.seed(3);
+            let tokens = tokens(&[3, 1, 4, 1, 5, 9, 2, 6], device);
+            match model.outputs(tokens).head {
+                HeadOutput::Tokens(logits) => values(logits),
+                HeadOutput::Sequence(logits) => values(logits),
+                other => panic!("{other:?}"),
+            }
+        };
+        let (tracked, without) = (device.clone().autodiff(), config.clone().without_dropout());
+        let expected = output(&without, &tracked);
+        assert_close(&output(&config, &device), &expected, 1e-6, what);
+        let dropped = output(&config, &tracked);
+        let change = dropped.iter().zip(&expected).map(|(a, b)| (a - b).abs());
+        assert!(change.fold(0.0, f64::max) > 0.01, "{what} drops nothing");
+    }
+}
+
+/// Configurations that were written before something could be dropped there are read.
+#[test]
+fn configurations_without_dropout_of_attention_and_heads_are_read() {
+    let blocks = vec![BlockConfig::gpt2(16, 2)];
+    let config = TransformerConfig::new(VOCAB, 16, CONTEXT, blocks).with_head(HeadConfig::Token {
+        n_labels: 3,
+        dropout: 0.0,
+    });
+    let mut json = serde_json::to_value(&config).unwrap();
+    let parts = ["/stack/blocks/0/attention", "/head/token"];
+    for part in parts {
+        let part = json.pointer_mut(part).and_then(|part| part.as_object_mut());
+        assert!(part.unwrap().remove("dropout").is_some());
+    }
+    let read: TransformerConfig = serde_json::from_value(json).unwrap();
+    assert_eq!(
+        serde_json::to_value(read).unwrap(),
+        serde_json::to_value(config).unwrap()
+    );
+}
+
+/// A block that is computed again drops what it dropped before: the gradient is the slope of the loss.
 #[test]
 fn blocks_computed_again_draw_the_same_dropout() {
+    let _alone = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
     let device = processor().autodiff();
     let blocks = vec![BlockConfig::gpt2(16, 2); 3];
     let config = TransformerConfig::new(VOCAB, 16, CONTEXT, blocks).with_init_std(0.5);

@@ -4,6 +4,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -133,8 +135,7 @@ fn a_corpus_is_prepared_shown_exported_and_imported() {
     }
 }
 
-/// However often it is killed, it ends with the bytes of a run that was not.
-/// Eight times the text, ten times the limit, takes about as much memory: what is measured is the same within 20 MB.
+/// A corpus of more than ten times the limit takes no more than twice the limit above one of an eighth.
 #[test]
 fn memory_is_bounded_by_the_setting_and_not_by_the_corpus() {
     const LIMIT: u64 = 8_000_000;
@@ -144,20 +145,16 @@ fn memory_is_bounded_by_the_setting_and_not_by_the_corpus() {
         let mut text = String::new();
         for number in 0..n_documents {
             // Texts that have little in common, so that all are kept.
-            let start = number as usize * 97 % words.len();
-            let some = words
-                .iter()
-                .cycle()
-                .skip(start)
-                .step_by(1 + number as usize % 89);
-            text.push_str(&some.take(150).copied().collect::<Vec<_>>().join(" "));
+            let (start, step) = (number as usize * 97, 1 + number as usize % 89);
+            let word = |place: usize| words[(start + place * step) % words.len()];
+            text.push_str(&(0..150).map(word).collect::<Vec<_>>().join(" "));
             text.push('\n');
         }
         fs::create_dir(bench.path(name)).unwrap();
         fs::write(bench.path(name).join("text.txt"), &text).unwrap();
         let source = format!("sources.0.path={name}");
         let limit = format!("memory_bytes={LIMIT}");
-        let mut settings = Vec::new();
+        let mut settings = vec!["--json"];
         for setting in [&source, &limit, "chunk_bytes=200000", "sample_bytes=400000"] {
             settings.extend(["--set", setting]);
         }
@@ -165,6 +162,10 @@ fn memory_is_bounded_by_the_setting_and_not_by_the_corpus() {
             .prepare(&format!("{name}-out"), &settings)
             .assert()
             .success();
+        let summary: Value = serde_json::from_slice(&output.get_output().stdout).unwrap();
+        let documents = summary["documents"].as_array().unwrap().iter();
+        let packed: u64 = documents.map(|documents| documents.as_u64().unwrap()).sum();
+        assert_eq!(packed, n_documents);
         let stderr = String::from_utf8(output.get_output().stderr.clone()).unwrap();
         let line = stderr
             .lines()
@@ -177,13 +178,14 @@ fn memory_is_bounded_by_the_setting_and_not_by_the_corpus() {
     };
     let ((small, least), (large, most)) = (peak("small", 10_000), peak("large", 80_000));
     assert!(large > 10 * LIMIT, "the corpus does not fit into the limit");
-    let is_bounded = most < least + large / 3;
+    let is_bounded = most < least + 2 * LIMIT;
     assert!(
         is_bounded,
         "{small} bytes in {least}, {large} bytes in {most}"
     );
 }
 
+/// However often it is killed, it ends with the bytes of a run that was not.
 #[test]
 fn a_killed_process_is_gone_on_with() {
     let bench = Bench::new();
@@ -287,6 +289,52 @@ fn a_changed_recipe_is_refused_with_its_differences() {
     assert!(error.contains("pack.split"), "{error}");
     let error = refusal(&mut bench.data(&["show", "corpus"]));
     assert!(error.contains("index.json"), "{error}");
+}
+
+/// A server that answers whatever it is asked with the same text, as often as it is asked.
+fn serve(text: String) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+            while lines.next().is_some_and(|line| !line.unwrap().is_empty()) {}
+            let length = text.len();
+            write!(
+                stream,
+                "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{text}"
+            )
+            .unwrap();
+        }
+    });
+    address
+}
+
+/// What is named by a URL is fetched once, and is then a corpus like any other.
+#[test]
+fn a_source_is_downloaded_once() {
+    let bench = Bench::new();
+    let text: String = burn_zoo::OWN_TEXT
+        .lines()
+        .take(3000)
+        .flat_map(|line| [line, "\n"])
+        .collect();
+    let url = format!("{}/own.txt", serve(text.clone()));
+    stdout(&mut bench.data(&["download", &url, "--out", "own.txt"]));
+    assert_eq!(fs::read_to_string(bench.path("own.txt")).unwrap(), text);
+    let of = |out: &str, path: &str| {
+        let source = format!("sources.0.path={path}");
+        let mut command = bench.prepare(out, &["--json", "--set", &source]);
+        command.env("BURN_ZOO_CACHE", bench.path("cache"));
+        serde_json::from_str::<Value>(&stdout(&mut command)).unwrap()
+    };
+    let expected = of("here", "own.txt");
+    assert_eq!(of("fetched", &url)["tokens"], expected["tokens"]);
+    assert_eq!(
+        fs::read_dir(bench.path("cache/downloads")).unwrap().count(),
+        1
+    );
+    assert_eq!(of("again", &url)["tokens"], expected["tokens"]);
 }
 
 #[test]

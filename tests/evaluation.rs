@@ -837,4 +837,15 @@ fn the_command_runs_tasks_and_compares_texts() {
     let found: Value = serde_json::from_slice(&output.get_output().stdout).unwrap();
     assert!((found["bleu"]["score"].as_f64().unwrap() - 100.0).abs() < 1e-9);
     assert_eq!(found["rouge"]["rougeL"]["f1"], 1.0);
+    for (format, is_markdown) in [(None, false), (Some("--markdown"), true)] {
+        let mut command = assert_cmd::Command::cargo_bin("burn-zoo").unwrap();
+        command.current_dir(folder);
+        let command = command.args(["eval", "generation", "a.txt", "a.txt"]);
+        let output = command.args(format).assert().success();
+        let table = String::from_utf8(output.get_output().stdout.clone()).unwrap();
+        for wanted in ["BLEU", "100.0000", "ROUGE-Lsum"] {
+            assert!(table.contains(wanted), "{wanted} in {table}");
+        }
+        assert_eq!(table.contains("|---"), is_markdown, "{table}");
+    }
 }

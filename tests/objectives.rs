@@ -499,7 +499,7 @@ fn packed_documents_train_as_each_alone() {
     let context = source.len() - 1;
     for fields in [
         json!({"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 16, "n_positions": 32,
-               "resid_pdrop": 0.0, "attn_pdrop": 0.0, "initializer_range": 0.3}),
+               "resid_pdrop": 0.0, "attn_pdrop": 0.0, "embd_pdrop": 0.0, "initializer_range": 0.3}),
         json!({"model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 2,
                "hidden_size": 16, "intermediate_size": 24, "max_position_embeddings": 32,
                "initializer_range": 0.3}),
@@ -610,7 +610,7 @@ fn a_recipe_keeps_documents_apart() {
     let recipe = Recipe::parse(recipe, &[]).unwrap();
     // Only the first letter of a document is not sure.
     let text: String = (0..200)
-        .map(|i| ["abc\n\n", "bca\n\n", "cab\n\n"][i * i * 7 % 3])
+        .map(|i| ["abc\n\n", "bca\n\n", "cab\n\n"][(i * i + i / 7) % 3])
         .collect();
     let out = tempfile::tempdir().unwrap();
     let options = RunOptions {
@@ -622,7 +622,8 @@ fn a_recipe_keeps_documents_apart() {
     assert!(loss < 0.1, "{loss}");
 }
 
-/// The same of masked words: a letter that is masked follows from the others of its document alone.
+/// The same of masked letters. Positions that begin anew in each document tell where its letter is, which so few steps do
+/// not find in one long text.
 #[test]
 fn a_masked_recipe_keeps_documents_apart() {
     let recipe = r#"
@@ -649,9 +650,8 @@ fn a_masked_recipe_keeps_documents_apart() {
         iterations = 150
         batch_size = 8
     "#;
-    // Letters that are repeated are known by each other, also where one of them is not masked but changed.
-    let text: String = (0..400)
-        .map(|i| ["aaaaaaa\n\n", "bbbbbbb\n\n", "ccccccc\n\n"][i * i * 7 % 3])
+    let text: String = (0..1200)
+        .map(|i| ["a\n\n", "b\n\n", "c\n\n"][i / 40 % 3])
         .collect();
     let loss = |documents: &str| {
         let documents = (
@@ -667,9 +667,10 @@ fn a_masked_recipe_keeps_documents_apart() {
         let run = train(&recipe, Material::Text(&text), &processor(), options).unwrap();
         run.summary.unwrap().valid_loss
     };
-    let separate = loss("separate");
-    // By chance it would be ln 3.
-    assert!(separate < 0.3, "{separate}");
+    let (separate, attend) = (loss("separate"), loss("attend"));
+    // Which letter it is costs a third of ln 3.
+    assert!((0.36..0.6).contains(&separate), "{separate}");
+    assert!(attend > separate + 0.2, "{separate} {attend}");
 }
 
 /// The recipes of this kind learn: a few steps bring the loss well below what guessing gives.

@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use burn::tensor::{Device, FloatDType, Int, Tensor, activation};
 use burn_zoo::ops::{
     Activation, AdamWStep, AttentionMask, ClassLoss, NormKind, Scoring, activate, adamw, attention,
@@ -12,6 +14,13 @@ use common::{
     assert_close, data, devices, normal, normal_density, normal_distribution, processor, values,
 };
 use proptest::prelude::*;
+
+/// Flex has one generator for the whole process: what seeds it and must draw the same again holds this.
+static GENERATOR: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    GENERATOR.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// The sizes of one attention.
 #[derive(Clone, Copy, Debug)]
@@ -801,6 +810,7 @@ fn losses_of_a_projection_are_right_on_every_backend() {
 /// what they are given stays as it was; and nothing in gives nothing out.
 #[test]
 fn operations_read_any_layout() {
+    let _alone = alone();
     let (rows, width) = (6, 10);
     for found in devices() {
         let device = found.device.clone().autodiff();
@@ -986,6 +996,7 @@ fn adamw_is_right_on_every_backend() {
 /// As many values as are meant to become 0, anywhere; the others are larger; and the gradient knows which.
 #[test]
 fn dropout_keeps_the_mean_and_its_gradient_the_same_values() {
+    let _alone = alone();
     const N: usize = 40_000;
     const PROBABILITY: f64 = 0.3;
     for found in devices() {
@@ -1052,9 +1063,16 @@ fn dropout_keeps_the_mean_and_its_gradient_the_same_values() {
 /// with just these left: also where the bias learns, and where heads share keys.
 #[test]
 fn attention_drops_probabilities_and_its_gradients_the_same() {
+    let _alone = alone();
     const SHARE: f64 = 0.3;
     for found in devices() {
-        for (group, is_learned) in [(1, false), (2, false), (2, true)] {
+        let band = AttentionMask::Banded { window: 10 };
+        for (group, mask, is_learned) in [
+            (1, AttentionMask::Causal, false),
+            (2, band, false),
+            (2, band, true),
+            (2, AttentionMask::Full, true),
+        ] {
             let sizes = Sizes {
                 batch: 2,
                 n_kv_heads: 2,
@@ -1062,9 +1080,12 @@ fn attention_drops_probabilities_and_its_gradients_the_same() {
                 seq_q: 70,
                 seq_k: 75,
                 head_dim: 75,
-                mask: AttentionMask::Causal,
+                mask,
             };
-            let what = format!("{}, groups of {group}, learned {is_learned}", found.name);
+            let what = format!(
+                "{}, groups of {group}, {mask:?}, learned {is_learned}",
+                found.name
+            );
             let device = found.device.clone().autodiff();
             let scoring = Scoring {
                 dropout: SHARE,
@@ -1105,6 +1126,12 @@ fn attention_drops_probabilities_and_its_gradients_the_same() {
                 .collect();
             let expected: Vec<f64> = whole.iter().zip(&factors).map(|(p, f)| p * f).collect();
             assert_close(&left, &expected, 1e-5, &what);
+            // Heads and texts differ.
+            let heads: Vec<&[f64]> = factors.chunks(70 * 75).collect();
+            assert!(
+                (1..heads.len()).all(|head| heads[head] != heads[head - 1]),
+                "{what}"
+            );
             let visible = whole.iter().zip(&left).filter(|(p, _)| **p > 0.0);
             let (n, kept) = visible.fold((0.0, 0.0), |(n, kept), (_, &left)| {
                 (n + 1.0, kept + f64::from(u8::from(left != 0.0)))

@@ -91,8 +91,7 @@ pub enum DownloadError {
     },
 }
 
-/// Called with the bytes that are there, and with how many there will be, where that is known.
-pub type Progress<'a> = dyn FnMut(u64, Option<u64>) + 'a;
+pub use crate::sources::DownloadProgress as Progress;
 
 /// Downloads by URL.
 pub struct Downloader {
@@ -395,10 +394,14 @@ pub fn file_name(url: &str) -> &str {
 /// # Errors
 ///
 /// As [`Downloader::download`], [`Hub::fetch`] and [`check_sha256`].
-pub fn fetch(address: &str, sha256: Option<&str>) -> Result<Vec<PathBuf>, DownloadError> {
+pub fn fetch(
+    address: &str,
+    sha256: Option<&str>,
+    progress: &mut Progress<'_>,
+) -> Result<Vec<PathBuf>, DownloadError> {
     if address.starts_with("hf://") {
         let address: HubAddress = address.parse()?;
-        let paths = Hub::from_env().fetch(&address, &mut |_, _| {})?;
+        let paths = Hub::from_env().fetch(&address, progress)?;
         return match (sha256, &paths[..]) {
             (None, _) => Ok(paths),
             (Some(sha256), [path]) => check_sha256(path, sha256).map(|()| paths),
@@ -408,18 +411,24 @@ pub fn fetch(address: &str, sha256: Option<&str>) -> Result<Vec<PathBuf>, Downlo
             }),
         };
     }
-    fetch_into(&cache_folder().join("downloads"), address, sha256).map(|path| vec![path])
+    let folder = cache_folder().join("downloads");
+    fetch_into(&folder, address, sha256, progress).map(|path| vec![path])
 }
 
 /// A copy in a folder, downloaded if it is not there.
-fn fetch_into(folder: &Path, url: &str, sha256: Option<&str>) -> Result<PathBuf, DownloadError> {
+fn fetch_into(
+    folder: &Path,
+    url: &str,
+    sha256: Option<&str>,
+    progress: &mut Progress<'_>,
+) -> Result<PathBuf, DownloadError> {
     // Addresses that differ only in front of the name must not meet.
     let key = hexadecimal(&Sha256::digest(url)[..8]);
     let path = folder.join(key).join(file_name(url));
     // One with another checksum is replaced, if what comes has the right one.
     let is_here = path.exists() && sha256.is_none_or(|sha256| check_sha256(&path, sha256).is_ok());
     if !is_here {
-        Downloader::default().download(url, &path, sha256, &mut |_, _| {})?;
+        Downloader::default().download(url, &path, sha256, progress)?;
     }
     Ok(path)
 }
@@ -551,12 +560,13 @@ mod tests {
         let (server, folder) = (Server::start(), tempfile::tempdir().unwrap());
         server.serve("/a/rows.jsonl?v=1", served(b"{\"text\":\"a\"}"));
         for _ in 0..2 {
-            let path = fetch_into(folder.path(), &server.url("/a/rows.jsonl?v=1"), None).unwrap();
+            let url = server.url("/a/rows.jsonl?v=1");
+            let path = fetch_into(folder.path(), &url, None, &mut |_, _| {}).unwrap();
             assert_eq!(path.file_name().unwrap(), "rows.jsonl");
         }
         assert_eq!(server.requests().len(), 1);
         assert!(matches!(
-            fetch("ftp://x/y", None),
+            fetch("ftp://x/y", None, &mut |_, _| {}),
             Err(DownloadError::Address { .. })
         ));
     }
@@ -565,8 +575,8 @@ mod tests {
     fn what_has_another_checksum_is_refused_before_and_after_it_is_there() {
         let (server, folder) = (Server::start(), tempfile::tempdir().unwrap());
         server.serve("/rows.txt", served(b"rows"));
-        let fetch =
-            |sha256: &str| fetch_into(folder.path(), &server.url("/rows.txt"), Some(sha256));
+        let url = server.url("/rows.txt");
+        let fetch = |sha256: &str| fetch_into(folder.path(), &url, Some(sha256), &mut |_, _| {});
         let sum = hexadecimal(&Sha256::digest(b"rows"));
         let other = hexadecimal(&Sha256::digest(b"other rows"));
         for sha256 in [&other, &sum, &other, &sum] {

@@ -622,6 +622,12 @@ mod tests {
             ),
             (
                 "bloom",
+                "BloomForTokenClassification",
+                &hidden,
+                [0.2, 0.3, 0.2],
+            ),
+            (
+                "bloom",
                 "BloomForSequenceClassification",
                 &hidden,
                 [0.2, 0.3, 0.0],
@@ -645,18 +651,22 @@ mod tests {
             let stacks = transformer.encoder.iter().chain([&transformer.stack]);
             for block in stacks.flat_map(|stack| &stack.blocks) {
                 let cross = block.cross_attention.as_ref();
-                let found = [block.dropout, block.attention.dropout, before_labels];
+                let found = [
+                    block.dropout,
+                    block.attention.dropout.unwrap(),
+                    before_labels,
+                ];
                 assert_eq!(found, expected, "{class}");
                 assert!(
-                    cross.is_none_or(|cross| cross.dropout == expected[1]),
+                    cross.is_none_or(|cross| cross.dropout == Some(expected[1])),
                     "{class}"
                 );
             }
             let json = serde_json::to_value(transformer.without_dropout()).unwrap();
-            assert!(
-                !json.to_string().contains("dropout\":0.2"),
-                "{class}: {json}"
-            );
+            for share in ["0.1", "0.2", "0.3", "0.4"] {
+                let left = format!("dropout\":{share}");
+                assert!(!json.to_string().contains(&left), "{class}: {json}");
+            }
         }
     }
 }

@@ -109,9 +109,9 @@ pub struct AttentionConfig {
     /// The standard deviation of the initial output weights, which write to the residual stream.
     #[config(default = 0.02)]
     pub output_init_std: f64,
-    /// The share of the probabilities set to zero in training.
-    #[config(default = 0.0)]
-    pub dropout: f64,
+    /// The share of the probabilities set to zero in training, if any is.
+    #[config(default = "None")]
+    pub dropout: Option<f64>,
 }
 
 impl AttentionConfig {
@@ -151,7 +151,7 @@ impl AttentionConfig {
             }
             _ => {}
         }
-        require_dropout("dropout", self.dropout)?;
+        require_dropout("dropout", self.dropout.unwrap_or(0.0))?;
         match &self.rotary {
             Some(rotary) => rotary
                 .validate(self.head_dim)
@@ -225,7 +225,7 @@ impl AttentionConfig {
                 self.bias.output,
                 self.output_init_std,
             ),
-            dropout: DropoutConfig::new(self.dropout).init(),
+            dropout: DropoutConfig::new(self.dropout.unwrap_or(0.0)).init(),
             config: self.clone(),
         }
     }

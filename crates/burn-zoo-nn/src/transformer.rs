@@ -160,9 +160,9 @@ impl TransformerConfig {
     pub fn with_attention_dropout(mut self, dropout: f64) -> Self {
         for stack in self.encoder.iter_mut().chain([&mut self.stack]) {
             for block in &mut stack.blocks {
-                block.attention.dropout = dropout;
+                block.attention.dropout = Some(dropout);
                 if let Some(cross_attention) = &mut block.cross_attention {
-                    cross_attention.dropout = dropout;
+                    cross_attention.dropout = Some(dropout);
                 }
             }
         }

@@ -195,23 +195,15 @@ pub(crate) fn composed_forward<B: Backend>(
     let (weights, saved) = match scoring.dropout {
         0.0 => (probabilities.clone(), probabilities),
         share => {
-            let (weights, _) = dropout::composed_forward::<B>(probabilities.clone(), share);
-            let saved = mark_dropped::<B>(probabilities, weights.clone(), share);
-            (weights, saved)
+            let kept = dropout::draw::<B>(&probabilities, share);
+            let sign = B::float_sub_scalar(B::float_mul_scalar(kept.clone(), 2.into()), 1.into());
+            let left = B::float_mul(probabilities.clone(), kept);
+            let weights = B::float_mul_scalar(left, (1.0 / (1.0 - share)).into());
+            (weights, B::float_mul(probabilities, sign))
         }
     };
     let output = B::float_matmul(weights, value);
     (B::float_reshape(output, shape), saved)
-}
-
-/// Turns the sign of the probabilities that were dropped. `weights` are what dropout made of them.
-pub(crate) fn mark_dropped<B: Backend>(
-    probabilities: FloatTensor<B>,
-    weights: FloatTensor<B>,
-    share: f64,
-) -> FloatTensor<B> {
-    let twice = B::float_mul_scalar(weights, (2.0 * (1.0 - share)).into());
-    B::float_sub(twice, probabilities)
 }
 
 /// With `P` the probabilities, `W` what dropout makes of them and `dO` the gradient of the output (Dao

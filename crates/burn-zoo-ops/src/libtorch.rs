@@ -3,7 +3,8 @@
 //!
 //! On a processor, training and inference use ATen's flash attention, whose backward pass
 //! recomputes the probabilities from the log-sum-exp of each row. Elsewhere (CUDA, MPS) inference
-//! uses `scaled_dot_product_attention`, which picks its own kernel, and training the composed form.
+//! uses `scaled_dot_product_attention`, which picks its own kernel, and training the composed form. So does
+//! training everywhere that adds a bias or drops probabilities, in memory that grows with the square of the context.
 //!
 //! Two conventions differ from ours. ATen's `is_causal` aligns the mask to the top left, so a
 //! cached prefix needs an explicit mask; and its kernels want as many key as query heads, so

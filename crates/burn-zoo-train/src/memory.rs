@@ -3,16 +3,10 @@
 /// The most memory that the process has had resident, in bytes. None where the system does not say.
 pub fn peak_bytes() -> Option<u64> {
     #[cfg(target_os = "linux")]
-    {
-        // `getrusage` would count what the program had that started this one.
-        let status = std::fs::read_to_string("/proc/self/status").ok()?;
-        let line = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmHWM:"))?;
-        let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-        Some(kibibytes * 1024)
+    if let Some(bytes) = high_water_mark() {
+        return Some(bytes);
     }
-    #[cfg(all(unix, not(target_os = "linux")))]
+    #[cfg(unix)]
     {
         let mut usage = std::mem::MaybeUninit::<libc::rusage>::uninit();
         // SAFETY: `usage` is a valid place for the result, and is read only when the call succeeds.
@@ -34,4 +28,15 @@ pub fn peak_bytes() -> Option<u64> {
     {
         None
     }
+}
+
+/// Linux's own count, without what the program had that started this one, which `getrusage` includes.
+#[cfg(target_os = "linux")]
+fn high_water_mark() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kibibytes * 1024)
 }

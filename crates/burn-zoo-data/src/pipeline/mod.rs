@@ -175,6 +175,8 @@ impl FromStr for Share {
 /// A part of the work, as progress shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
+    /// Downloading a file of a source, in bytes.
+    Download,
     /// Reading and cleaning, in bytes of files as stored.
     Collect,
     /// Deciding which documents stay, in bytes of cleaned text.
@@ -228,7 +230,7 @@ pub fn prepare(
     fs::create_dir_all(out).map_err(PipelineError::io(out))?;
     let name = format!("share-{}-of-{}", share.index, share.count);
     let _lock = lock(out, &name)?;
-    let groups = begin(recipe, out)?;
+    let groups = begin(recipe, out, progress)?;
     let parts = Parts::create(out)?;
     let bytes = groups.iter().flatten().map(|file| file.bytes()).sum();
     progress.begin(Stage::Collect, bytes);
@@ -275,7 +277,11 @@ fn lock(out: &Path, name: &str) -> Result<File, PipelineError> {
 }
 
 /// Lists the files, and compares recipe and files with those that the folder was begun with.
-fn begin(recipe: &DataRecipe, out: &Path) -> Result<Vec<Group>, PipelineError> {
+fn begin(
+    recipe: &DataRecipe,
+    out: &Path,
+    progress: &dyn Progress,
+) -> Result<Vec<Group>, PipelineError> {
     let differences = remember(&out.join(RECIPE), &recipe.identity())?;
     if !differences.is_empty() {
         return Err(PipelineError::Changed {
@@ -285,7 +291,16 @@ fn begin(recipe: &DataRecipe, out: &Path) -> Result<Vec<Group>, PipelineError> {
     }
     let mut files = Vec::new();
     for source in &recipe.sources {
-        files.extend(source.files()?);
+        let mut before = None;
+        files.extend(source.files_with_progress(&mut |done, total| {
+            // Where there is less than before, another file has begun.
+            let told = before.filter(|&told| told <= done).unwrap_or_else(|| {
+                progress.begin(Stage::Download, total.unwrap_or(0));
+                0
+            });
+            progress.advance(done - told);
+            before = Some(done);
+        })?);
     }
     let sizes = files.iter().map(|file| {
         let path = file.path().to_string_lossy().into_owned();

@@ -7,7 +7,7 @@ use ignore::WalkBuilder;
 use ignore::overrides::{Override, OverrideBuilder};
 
 use super::zip::{self, ZipEntry};
-use super::{Format, SourceConfig, SourceError};
+use super::{DownloadProgress, Format, SourceConfig, SourceError};
 
 /// A file to read, or one inside an archive.
 #[derive(Clone, Debug)]
@@ -122,10 +122,13 @@ fn by_name(path: &Path) -> Result<(Compression, Format), SourceError> {
 }
 
 /// The files of a source, sorted.
-pub(super) fn list(config: &SourceConfig) -> Result<Vec<InputFile>, SourceError> {
+pub(super) fn list(
+    config: &SourceConfig,
+    progress: &mut DownloadProgress<'_>,
+) -> Result<Vec<InputFile>, SourceError> {
     let shared = Arc::new(config.clone());
     let mut files = Vec::new();
-    for path in paths(config)? {
+    for path in paths(config, progress)? {
         if extension(&path) == "zip" {
             for entry in zip::list(&path, &config.limits)? {
                 let mut shown = path.clone().into_os_string();
@@ -149,9 +152,12 @@ pub(super) fn list(config: &SourceConfig) -> Result<Vec<InputFile>, SourceError>
     Ok(files)
 }
 
-fn paths(config: &SourceConfig) -> Result<Vec<PathBuf>, SourceError> {
+fn paths(
+    config: &SourceConfig,
+    progress: &mut DownloadProgress<'_>,
+) -> Result<Vec<PathBuf>, SourceError> {
     if config.path.contains("://") {
-        return downloaded(config);
+        return downloaded(config, progress);
     }
     if config.sha256.is_some() {
         let path = config.path.clone();
@@ -161,15 +167,19 @@ fn paths(config: &SourceConfig) -> Result<Vec<PathBuf>, SourceError> {
 }
 
 #[cfg(feature = "download")]
-fn downloaded(config: &SourceConfig) -> Result<Vec<PathBuf>, SourceError> {
-    Ok(crate::download::fetch(
-        &config.path,
-        config.sha256.as_deref(),
-    )?)
+fn downloaded(
+    config: &SourceConfig,
+    progress: &mut DownloadProgress<'_>,
+) -> Result<Vec<PathBuf>, SourceError> {
+    let sha256 = config.sha256.as_deref();
+    Ok(crate::download::fetch(&config.path, sha256, progress)?)
 }
 
 #[cfg(not(feature = "download"))]
-fn downloaded(config: &SourceConfig) -> Result<Vec<PathBuf>, SourceError> {
+fn downloaded(
+    config: &SourceConfig,
+    _: &mut DownloadProgress<'_>,
+) -> Result<Vec<PathBuf>, SourceError> {
     Err(SourceError::MissingFeature {
         path: config.path.clone(),
         feature: "download",

@@ -190,7 +190,19 @@ impl SourceConfig {
     /// When there are none, when a folder or archive cannot be listed, when an archive holds a name
     /// that leaves its folder, and when a download fails.
     pub fn files(&self) -> Result<Vec<InputFile>, SourceError> {
-        files::list(self)
+        self.files_with_progress(&mut |_, _| {})
+    }
+
+    /// The same, telling how far downloads are.
+    ///
+    /// # Errors
+    ///
+    /// As [`files`](Self::files).
+    pub fn files_with_progress(
+        &self,
+        progress: &mut DownloadProgress<'_>,
+    ) -> Result<Vec<InputFile>, SourceError> {
+        files::list(self, progress)
     }
 
     /// The documents of all files, one file after the other.
@@ -208,6 +220,9 @@ impl SourceConfig {
         }))
     }
 }
+
+/// Called with the bytes of a download that are there, and with how many there will be, where that is known.
+pub type DownloadProgress<'a> = dyn FnMut(u64, Option<u64>) + 'a;
 
 /// How far reading is, seen from any thread.
 #[derive(Debug, Default)]

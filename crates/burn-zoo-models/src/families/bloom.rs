@@ -98,8 +98,16 @@ impl FamilyConfig for BloomConfig {
             .with_dropout(self.hidden_dropout)
             .with_attention_dropout(self.attention_dropout)
             .with_position(PositionConfig::None)
-            .with_head(decoder_head(Self::NAME, task, is_tied, common)?);
+            .with_head(decoder_head(
+                Self::NAME,
+                task,
+                is_tied,
+                common,
+                self.hidden_dropout,
+            )?);
         config.embedding.norm = Some(norm);
+        // The reference drops none there.
+        config.embedding.dropout = 0.0;
         let names = decoder_head_names(names(head_dim), task, is_tied, "classifier");
         Ok((config, names))
     }

@@ -13,6 +13,7 @@ use burn_zoo_nn::{
     rotary::RotaryConfig,
 };
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use super::{
     bert::{offset_context, roberta_head_names},
@@ -92,6 +93,11 @@ impl FamilyConfig for EsmConfig {
     const NAME: &'static str = "ESM-2";
     const CLASS: &'static str = "EsmForMaskedLM";
 
+    /// As the reference's configuration class has them.
+    fn left_out() -> Value {
+        json!({ "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1 })
+    }
+
     fn build(
         &self,
         task: Task,
@@ -146,6 +152,8 @@ impl FamilyConfig for EsmConfig {
             .with_uniform_init(self.initializer_range)
             .with_dropout(self.hidden_dropout_prob)
             .with_attention_dropout(self.attention_probs_dropout_prob);
+        // The reference drops none there.
+        config.embedding.dropout = 0.0;
         config.embedding.zero_padding = true;
         config.embedding.norm = (self.emb_layer_norm_before == Some(true)).then(|| norm.clone());
         if self.token_dropout {

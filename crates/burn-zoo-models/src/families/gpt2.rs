@@ -36,6 +36,8 @@ pub struct Gpt2Config {
     pub activation_function: String,
     /// The share of sub-layer outputs set to zero in training.
     pub resid_pdrop: f64,
+    /// The share of embeddings set to zero in training.
+    pub embd_pdrop: f64,
     /// The share of attention probabilities set to zero in training.
     pub attn_pdrop: f64,
     /// Added to variances.
@@ -63,6 +65,7 @@ impl Default for Gpt2Config {
             n_inner: None,
             activation_function: "gelu_new".to_owned(),
             resid_pdrop: 0.1,
+            embd_pdrop: 0.1,
             attn_pdrop: 0.1,
             layer_norm_epsilon: 1e-5,
             initializer_range: 0.02,
@@ -113,11 +116,12 @@ impl FamilyConfig for Gpt2Config {
         };
         let blocks = (0..self.n_layer).map(block).collect::<Result<_, _>>()?;
         let is_tied = self.tie_word_embeddings;
-        let config = TransformerConfig::new(self.vocab_size, d_model, self.n_positions, blocks)
+        let mut config = TransformerConfig::new(self.vocab_size, d_model, self.n_positions, blocks)
             .with_residual_init(self.initializer_range)
             .with_dropout(self.resid_pdrop)
             .with_attention_dropout(self.attn_pdrop)
-            .with_head(decoder_head(Self::NAME, task, is_tied, common)?);
+            .with_head(decoder_head(Self::NAME, task, is_tied, common, 0.1)?);
+        config.embedding.dropout = self.embd_pdrop;
         Ok((
             config,
             decoder_head_names(names(), task, is_tied, "classifier"),

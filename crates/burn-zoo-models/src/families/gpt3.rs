@@ -100,7 +100,7 @@ impl FamilyConfig for Gpt3Config {
         task: Task,
         common: &Common,
     ) -> Result<(TransformerConfig, Names), ConfigError> {
-        let head = decoder_head(Self::NAME, task, true, common)?;
+        let head = decoder_head(Self::NAME, task, true, common, self.dropout)?;
         Ok((self.transformer()?.with_head(head), Names::new()))
     }
 

@@ -40,6 +40,8 @@ pub struct GptNeoConfig {
     pub activation_function: String,
     /// The share of sub-layer outputs set to zero in training.
     pub resid_dropout: f64,
+    /// The share of embeddings set to zero in training.
+    pub embed_dropout: f64,
     /// The share of attention probabilities set to zero in training.
     pub attention_dropout: f64,
     /// Added to variances.
@@ -64,6 +66,7 @@ impl Default for GptNeoConfig {
             window_size: 256,
             activation_function: "gelu_new".to_owned(),
             resid_dropout: 0.0,
+            embed_dropout: 0.0,
             attention_dropout: 0.0,
             layer_norm_epsilon: 1e-5,
             initializer_range: 0.02,
@@ -144,7 +147,7 @@ impl FamilyConfig for GptNeoConfig {
         };
         let blocks = self.patterns()?.into_iter().map(block).collect();
         let is_tied = self.tie_word_embeddings;
-        let config = TransformerConfig::new(
+        let mut config = TransformerConfig::new(
             self.vocab_size,
             d_model,
             self.max_position_embeddings,
@@ -153,7 +156,8 @@ impl FamilyConfig for GptNeoConfig {
         .with_residual_init(self.initializer_range)
         .with_dropout(self.resid_dropout)
         .with_attention_dropout(self.attention_dropout)
-        .with_head(decoder_head(Self::NAME, task, is_tied, common)?);
+        .with_head(decoder_head(Self::NAME, task, is_tied, common, 0.1)?);
+        config.embedding.dropout = self.embed_dropout;
         Ok((
             config,
             decoder_head_names(names(), task, is_tied, "classifier"),

@@ -131,7 +131,7 @@ impl FamilyConfig for GptNeoxConfig {
         .with_dropout(self.hidden_dropout)
         .with_attention_dropout(self.attention_dropout)
         .with_position(PositionConfig::None)
-        .with_head(decoder_head(Self::NAME, task, is_tied, common)?);
+        .with_head(decoder_head(Self::NAME, task, is_tied, common, 0.1)?);
         let names = decoder_head_names(names(head_dim), task, is_tied, "classifier");
         let names = match (task, is_tied) {
             (Task::Language, true) => names.alias("embedding.token", "embed_out.weight"),

@@ -118,6 +118,7 @@ impl FamilyConfig for LamdaConfig {
                     task,
                     self.tie_word_embeddings,
                     common,
+                    self.dropout,
                 )?);
         config.stack.relative_bias = Some(RelativeBiasConfig {
             n_heads: self.num_heads,

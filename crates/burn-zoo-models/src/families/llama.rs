@@ -132,7 +132,7 @@ impl DecoderFields {
             .with_residual_init(self.initializer_range)
             .with_attention_dropout(self.attention_dropout)
             .with_position(PositionConfig::None)
-            .with_head(decoder_head(variant.name, task, is_tied, common)?);
+            .with_head(decoder_head(variant.name, task, is_tied, common, 0.1)?);
         Ok((config, decoder_head_names(names(), task, is_tied, "score")))
     }
 }

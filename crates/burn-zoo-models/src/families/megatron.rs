@@ -94,7 +94,7 @@ impl FamilyConfig for MtNlgConfig {
         task: Task,
         common: &Common,
     ) -> Result<(TransformerConfig, Names), ConfigError> {
-        let head = decoder_head(Self::NAME, task, true, common)?;
+        let head = decoder_head(Self::NAME, task, true, common, self.0.dropout)?;
         Ok((self.0.transformer()?.with_head(head), Names::new()))
     }
 

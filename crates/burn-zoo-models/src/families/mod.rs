@@ -77,12 +77,13 @@ fn projection(is_tied: bool) -> Projection {
 }
 
 /// The heads of decoders: the next token, the last token's state for a sequence, a label for each
-/// token, a span.
+/// token, a span. `dropout` is what is set to zero before labels of tokens where `classifier_dropout` does not say.
 fn decoder_head(
     family: &str,
     task: Task,
     is_tied: bool,
     common: &Common,
+    dropout: f64,
 ) -> Result<HeadConfig, ConfigError> {
     Ok(match task {
         Task::Base => HeadConfig::None,
@@ -103,7 +104,7 @@ fn decoder_head(
         },
         Task::Token => HeadConfig::Token {
             n_labels: common.n_labels(),
-            dropout: common.classifier_dropout.unwrap_or(0.1),
+            dropout: common.classifier_dropout.unwrap_or(dropout),
         },
         Task::Span => HeadConfig::Span,
         _ => return Err(no_such_head(family, task)),

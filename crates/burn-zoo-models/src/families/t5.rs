@@ -44,7 +44,7 @@ pub struct T5Config {
     pub relative_attention_max_distance: usize,
     /// The sequences that it was trained with. Longer ones can be read.
     pub n_positions: usize,
-    /// The share of sub-layer outputs set to zero in training.
+    /// The share of embeddings, sub-layer outputs and attention probabilities set to zero in training.
     pub dropout_rate: f64,
     /// Added to mean squares.
     pub layer_norm_epsilon: f64,

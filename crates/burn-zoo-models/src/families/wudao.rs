@@ -147,7 +147,7 @@ impl FamilyConfig for WudaoConfig {
             .with_position(PositionConfig::PrefixAndBlock)
             .with_residual_init(self.initializer_range)
             .with_dropout(self.dropout)
-            .with_head(decoder_head(Self::NAME, task, true, common)?);
+            .with_head(decoder_head(Self::NAME, task, true, common, self.dropout)?);
         Ok((config, Names::new()))
     }
 

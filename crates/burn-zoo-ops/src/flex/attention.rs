@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use burn::backend::tensor::FloatTensor;
+use burn::backend::{ops::FloatTensorOps, tensor::FloatTensor};
 use burn::tensor::Shape;
 use burn_flex::{Flex, FlexTensor};
 use gemm::Parallelism::None as OneThread;
@@ -16,7 +16,7 @@ use rayon::prelude::*;
 use super::dropout::{Draws, draw_seed};
 use super::product::{Matrix, product};
 use super::simd::{Kernel, contiguous, exp, largest, mul_add, run, sum, tensor};
-use crate::attention::{composed_forward, mark_dropped};
+use crate::attention::composed_forward;
 use crate::{ScoreBias, Scoring};
 
 /// How many queries are worked on at once.
@@ -159,7 +159,7 @@ impl Job {
     }
 
     /// Drops of the rows of a block what all passes drop of them.
-    fn drop(
+    fn drop_out(
         &self,
         draws: Option<Draws>,
         block: &Block,
@@ -170,7 +170,7 @@ impl Job {
         let first = (batch * self.n_heads + head) * self.seq_q;
         let rows = rows.chunks_exact_mut(block.keys.len());
         for (query, row) in block.queries.clone().zip(rows) {
-            draws.drop(row, (first + query) * self.seq_k + block.keys.start);
+            draws.apply(row, (first + query) * self.seq_k + block.keys.start);
         }
     }
 
@@ -325,7 +325,7 @@ pub(super) fn forward(
                     scores: &mut scores[..rows * keys],
                     statistics: Statistics::New(statistics),
                 });
-                job.drop(draws, &block, place, &mut scores[..rows * keys]);
+                job.drop_out(draws, &block, place, &mut scores[..rows * keys]);
                 let exponentials = Matrix::dense(scores, keys);
                 let value = value.skip_rows(block.keys.start);
                 let output = output.skip_rows(block.queries.start);
@@ -366,18 +366,22 @@ pub(super) fn whole(
     saved: &FlexTensor,
     scoring: Scoring,
 ) -> FlexTensor {
-    let n_statistics = Job::new(&query, &key, ScoreBias::None, scoring).n_statistics();
-    let share = scoring.dropout;
     let undropped = Scoring {
         dropout: 0.0,
         ..scoring
     };
     let (_, probabilities) = composed_forward::<Flex>(query, key, value, bias, undropped);
+    let share = scoring.dropout;
     if share == 0.0 {
         return probabilities;
     }
-    let draws = Draws::new(&saved.storage()[n_statistics..], share);
-    mark_dropped::<Flex>(probabilities.clone(), draws.drop_all(probabilities), share)
+    let seed = saved.storage();
+    let draws = Draws::new(&seed[seed.len() - 2..], share);
+    let twice = draws.apply_all(Flex::float_mul_scalar(
+        probabilities.clone(),
+        (2.0 * (1.0 - share)).into(),
+    ));
+    Flex::float_sub(twice, probabilities)
 }
 
 /// The gradients of query, key and value.
@@ -440,14 +444,14 @@ pub(super) fn backward(
                     });
                     // SAFETY: as above.
                     unsafe { job.multiply(&block, grad, value, scores) };
-                    job.drop(draws, &block, [batch, head], &mut scores[..rows * keys]);
+                    job.drop_out(draws, &block, [batch, head], &mut scores[..rows * keys]);
                     run(ScoreGradients {
                         probabilities: &probabilities[..rows * keys],
                         grad: &mut scores[..rows * keys],
                         width: keys,
                         scale: scoring.scale as f32,
                     });
-                    job.drop(
+                    job.drop_out(
                         draws,
                         &block,
                         [batch, head],

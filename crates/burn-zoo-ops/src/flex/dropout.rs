@@ -62,29 +62,31 @@ impl Draws {
     }
 
     /// Drops of values that follow each other, the first of which has this place among all.
-    pub(super) fn drop(&self, values: &mut [f32], first: usize) {
+    pub(super) fn apply(&self, values: &mut [f32], first: usize) {
+        let [low, high] = self.seed;
         run(Drop {
             values,
             first: first as u32,
-            seed: self.seed,
+            seed: [low, high ^ (first as u64 >> 32) as u32],
             probability: self.probability,
         });
     }
 
     /// Drops of all values of a tensor.
-    pub(super) fn drop_all(&self, tensor: FlexTensor) -> FlexTensor {
+    pub(super) fn apply_all(&self, tensor: FlexTensor) -> FlexTensor {
         let length = chunk_length(tensor.layout().num_elements(), 1);
-        update(tensor, length, |first, values| self.drop(values, first))
+        update(tensor, length, |first, values| self.apply(values, first))
     }
 }
 
 /// The input with values dropped, and the seed.
 pub(super) fn forward(input: FlexTensor, probability: f64) -> (FlexTensor, FlexTensor) {
     let seed = draw_seed();
-    (backward(&seed, input, probability), seed)
+    let output = Draws::new(seed.storage(), probability).apply_all(input);
+    (output, seed)
 }
 
 /// The gradient, of which the same values are dropped.
 pub(super) fn backward(seed: &FlexTensor, grad: FlexTensor, probability: f64) -> FlexTensor {
-    Draws::new(seed.storage(), probability).drop_all(grad)
+    Draws::new(seed.storage(), probability).apply_all(grad)
 }

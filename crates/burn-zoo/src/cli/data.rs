@@ -299,6 +299,7 @@ impl Progress for Bars {
             bar.set_style(style);
         }
         bar.set_message(match stage {
+            Stage::Download => "download",
             Stage::Collect => "cleaning",
             Stage::Duplicates => "duplicates",
             Stage::Tokenizer => "tokenizer",
