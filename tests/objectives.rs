@@ -586,6 +586,17 @@ fn packed_documents_are_masked_as_each_alone() {
     );
 }
 
+/// What a run on a text ends with.
+fn valid_loss(recipe: &Recipe, text: &str) -> f64 {
+    let out = tempfile::tempdir().unwrap();
+    let options = RunOptions {
+        display: Display::Silent,
+        ..RunOptions::new(out.path().join("run"), "flex")
+    };
+    let run = train(recipe, Material::Text(text), &processor(), options).unwrap();
+    run.summary.unwrap().valid_loss
+}
+
 /// A recipe whose documents are kept apart reads blank lines as their ends, and the model learns the rest.
 #[test]
 fn a_recipe_keeps_documents_apart() {
@@ -612,13 +623,7 @@ fn a_recipe_keeps_documents_apart() {
     let text: String = (0..200)
         .map(|i| ["abc\n\n", "bca\n\n", "cab\n\n"][(i * i + i / 7) % 3])
         .collect();
-    let out = tempfile::tempdir().unwrap();
-    let options = RunOptions {
-        display: Display::Silent,
-        ..RunOptions::new(out.path().join("run"), "flex")
-    };
-    let run = train(&recipe, Material::Text(&text), &processor(), options).unwrap();
-    let loss = run.summary.unwrap().valid_loss;
+    let loss = valid_loss(&recipe, &text);
     assert!(loss < 0.1, "{loss}");
 }
 
@@ -659,13 +664,7 @@ fn a_masked_recipe_keeps_documents_apart() {
             documents.to_owned(),
         );
         let recipe = Recipe::parse(recipe, &[documents]).unwrap();
-        let out = tempfile::tempdir().unwrap();
-        let options = RunOptions {
-            display: Display::Silent,
-            ..RunOptions::new(out.path().join("run"), "flex")
-        };
-        let run = train(&recipe, Material::Text(&text), &processor(), options).unwrap();
-        run.summary.unwrap().valid_loss
+        valid_loss(&recipe, &text)
     };
     let (separate, attend) = (loss("separate"), loss("attend"));
     // Which letter it is costs a third of ln 3.

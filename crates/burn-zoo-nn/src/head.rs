@@ -344,19 +344,12 @@ impl Head {
                 };
                 HeadOutput::Sequence(self.classify(state))
             }
-            HeadConfig::Token { .. } => HeadOutput::Tokens(self.classify_tokens(hidden)),
+            HeadConfig::Token { .. } => HeadOutput::Tokens(self.classify(hidden)),
             HeadConfig::Span => {
-                let logits = self.classify_tokens(hidden);
+                let logits = self.classify(hidden);
                 let part = |index| logits.clone().narrow(2, index, 1).squeeze_dim::<2>(2);
                 HeadOutput::Span(part(0), part(1))
             }
-        }
-    }
-
-    fn classify_tokens(&self, hidden: Tensor<3>) -> Tensor<3> {
-        match &self.classifier {
-            Some(classifier) => classifier.forward(dropout::apply(&self.dropout, hidden)),
-            None => hidden,
         }
     }
 
@@ -403,8 +396,8 @@ impl Head {
         if scale == 1.0 { hidden } else { hidden * scale }
     }
 
-    /// Logits over its labels, `[batch, d_model] → [batch, n_labels]`.
-    pub(crate) fn classify(&self, state: Tensor<2>) -> Tensor<2> {
+    /// Logits over its labels, `[.., d_model] → [.., n_labels]`.
+    pub(crate) fn classify<const D: usize>(&self, state: Tensor<D>) -> Tensor<D> {
         match &self.classifier {
             Some(classifier) => classifier.forward(dropout::apply(&self.dropout, state)),
             None => state,

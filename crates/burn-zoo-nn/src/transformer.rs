@@ -148,25 +148,26 @@ impl TransformerConfig {
     /// The same with a share of embedding and sub-layer values set to zero in training.
     pub fn with_dropout(mut self, dropout: f64) -> Self {
         self.embedding.dropout = dropout;
-        for stack in self.encoder.iter_mut().chain([&mut self.stack]) {
-            for block in &mut stack.blocks {
-                block.dropout = dropout;
-            }
+        for block in self.blocks_mut() {
+            block.dropout = dropout;
         }
         self
     }
 
     /// The same with a share of attention probabilities set to zero in training.
     pub fn with_attention_dropout(mut self, dropout: f64) -> Self {
-        for stack in self.encoder.iter_mut().chain([&mut self.stack]) {
-            for block in &mut stack.blocks {
-                block.attention.dropout = Some(dropout);
-                if let Some(cross_attention) = &mut block.cross_attention {
-                    cross_attention.dropout = Some(dropout);
-                }
+        for block in self.blocks_mut() {
+            block.attention.dropout = Some(dropout);
+            if let Some(cross_attention) = &mut block.cross_attention {
+                cross_attention.dropout = Some(dropout);
             }
         }
         self
+    }
+
+    fn blocks_mut(&mut self) -> impl Iterator<Item = &mut BlockConfig> {
+        let stacks = self.encoder.iter_mut().chain([&mut self.stack]);
+        stacks.flat_map(|stack| &mut stack.blocks)
     }
 
     /// The same with nothing set to zero in training.
