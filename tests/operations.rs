@@ -2,6 +2,8 @@
 //! of those loops and against the composed form, on every backend.
 
 mod common;
+#[path = "operations/formulas.rs"]
+mod formulas;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

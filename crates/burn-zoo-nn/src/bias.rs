@@ -1,10 +1,10 @@
 //! Positions as something added to attention scores: ALiBi and T5's relative buckets.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Int, Tensor, TensorData, module};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
-use crate::{ConfigError, init, require_positive};
+use crate::{ConfigError, embedding::lookup, init, require_positive};
 
 /// The slope of each head's penalty for distance (Press et al. 2022, arXiv:2108.12409).
 ///
@@ -151,7 +151,7 @@ impl RelativeBias {
             .collect();
         let buckets = TensorData::new(buckets, [seq_q, seq_k]);
         let buckets = Tensor::<2, Int>::from_data(buckets, &device);
-        let bias: Tensor<3> = module::embedding(self.table.val(), buckets);
+        let bias: Tensor<3> = lookup(self.table.val(), buckets);
         bias.permute([2, 0, 1]).unsqueeze()
     }
 }

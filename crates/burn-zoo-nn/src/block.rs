@@ -263,49 +263,48 @@ impl Block {
             let attended = self.attend(normed, pass, cache);
             return x + attended + self.feed(for_feed_forward, pass);
         }
-        let norms = (Some(&self.attention_norm), &self.attention_output_norm);
-        let mut x = self.residual(x, norms, |h| self.attend(h, pass, cache.as_deref_mut()));
-        if let Some(cross) = &self.cross_attention {
+        let mut stream = Stream::new(x);
+        let norms = (&self.attention_norm, &self.attention_output_norm);
+        self.pass_through(&mut stream, norms, |h| {
+            self.attend(h, pass, cache.as_deref_mut())
+        });
+        if let (Some(cross), Some(norm)) = (&self.cross_attention, &self.cross_attention_norm) {
             let memory = pass.memory.as_ref();
             let memory = memory.expect("cross-attention: the pass has no memory to read");
-            let norms = (
-                self.cross_attention_norm.as_ref(),
-                &self.cross_attention_output_norm,
-            );
-            x = self.residual(x, norms, |h| {
+            let norms = (norm, &self.cross_attention_output_norm);
+            self.pass_through(&mut stream, norms, |h| {
                 dropout::apply(&self.dropout, cross.forward_cross(h, memory, cache))
             });
         }
-        let norms = (
-            self.feed_forward_norm.as_ref(),
-            &self.feed_forward_output_norm,
-        );
-        self.residual(x, norms, |h| self.feed(h, pass))
+        if let Some(norm) = &self.feed_forward_norm {
+            let norms = (norm, &self.feed_forward_output_norm);
+            self.pass_through(&mut stream, norms, |h| self.feed(h, pass));
+        }
+        stream.settled()
     }
 
-    /// A sub-layer with its norms and its residual connection.
-    fn residual(
+    /// Leads the residual stream past a sub-layer with its norms.
+    fn pass_through(
         &self,
-        x: Tensor<3>,
-        (norm, output_norm): (Option<&Norm>, &Option<Norm>),
+        stream: &mut Stream,
+        (norm, output_norm): (&Norm, &Option<Norm>),
         sublayer: impl FnOnce(Tensor<3>) -> Tensor<3>,
-    ) -> Tensor<3> {
-        let normalize = |x: Tensor<3>| match norm {
-            Some(norm) => norm.forward(x),
-            None => x,
-        };
+    ) {
         match self.placement {
-            NormPlacement::Post => normalize(x.clone() + sublayer(x)),
+            NormPlacement::Post => {
+                stream.add(sublayer(stream.x.clone()));
+                stream.x = stream.normalized(norm);
+            }
             NormPlacement::NormedResidual => {
-                let x = normalize(x);
-                x.clone() + sublayer(x)
+                stream.x = stream.normalized(norm);
+                stream.add(sublayer(stream.x.clone()));
             }
             _ => {
-                let output = sublayer(normalize(x.clone()));
-                x + match output_norm {
+                let output = sublayer(stream.normalized(norm));
+                stream.add(match output_norm {
                     Some(norm) => norm.forward(output),
                     None => output,
-                }
+                });
             }
         }
     }
@@ -326,5 +325,43 @@ impl Block {
             (None, None) => unreachable!("a block has a feed-forward network or a mixture"),
         };
         dropout::apply(&self.dropout, output)
+    }
+}
+
+/// The residual stream, `[batch, seq, d_model]`. What a sub-layer adds waits for the next norm, which adds and normalises
+/// in one pass.
+struct Stream {
+    x: Tensor<3>,
+    waiting: Option<Tensor<3>>,
+}
+
+impl Stream {
+    fn new(x: Tensor<3>) -> Self {
+        Self { x, waiting: None }
+    }
+
+    fn add(&mut self, output: Tensor<3>) {
+        let waiting = self.waiting.replace(output);
+        debug_assert!(waiting.is_none(), "a norm comes before each sub-layer");
+    }
+
+    /// The norm of the whole stream.
+    fn normalized(&mut self, norm: &Norm) -> Tensor<3> {
+        match self.waiting.take() {
+            None => norm.forward(self.x.clone()),
+            Some(added) => {
+                let (sum, normalized) = norm.forward_sum(self.x.clone(), added);
+                self.x = sum;
+                normalized
+            }
+        }
+    }
+
+    /// The whole stream.
+    fn settled(self) -> Tensor<3> {
+        match self.waiting {
+            None => self.x,
+            Some(added) => self.x + added,
+        }
     }
 }

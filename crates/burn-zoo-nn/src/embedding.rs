@@ -3,7 +3,8 @@
 use burn::config::Config;
 use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
-use burn::tensor::{Device, Int, Tensor, TensorData, module};
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn_zoo_ops::gather_rows;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -173,7 +174,7 @@ impl Embedding {
     pub fn forward(&self, inputs: &Inputs, start: usize) -> Tensor<3> {
         let [batch, seq] = inputs.tokens.dims();
         let device = inputs.tokens.device();
-        let mut x: Tensor<3> = module::embedding(self.token.val(), inputs.tokens.clone());
+        let mut x: Tensor<3> = lookup(self.token.val(), inputs.tokens.clone());
         if self.config.scale != 1.0 {
             x = x * self.config.scale;
         }
@@ -189,7 +190,7 @@ impl Embedding {
                 Some(segments) => segments,
                 None => Tensor::zeros([batch, seq], &device),
             };
-            x = x + module::embedding(segment.val(), segments);
+            x = x + lookup(segment.val(), segments);
         }
         if let Some(norm) = &self.norm {
             x = norm.forward(x);
@@ -227,7 +228,7 @@ impl Embedding {
         Some(match (&self.config.position, given) {
             (PositionConfig::None, _) => return None,
             (PositionConfig::Learned, None) => position()?.narrow(0, start, seq).unsqueeze(),
-            (PositionConfig::Learned, Some(given)) => module::embedding(position()?, given),
+            (PositionConfig::Learned, Some(given)) => lookup(position()?, given),
             (PositionConfig::LearnedSkippingPadding { padding_id }, given) => {
                 let padding = *padding_id as i64;
                 let real = inputs.tokens.clone().not_equal_elem(padding).int();
@@ -235,20 +236,19 @@ impl Embedding {
                     None => real.clone().cumsum(1) + start as i64,
                     Some(given) => given + 1,
                 };
-                module::embedding(position()?, counted * real + padding)
+                lookup(position()?, counted * real + padding)
             }
             (PositionConfig::Sinusoidal, None) => {
                 sinusoidal(start, seq, d_model, &device).unsqueeze()
             }
             (PositionConfig::Sinusoidal, Some(given)) => {
-                module::embedding(sinusoidal(0, start + seq, d_model, &device), given)
+                lookup(sinusoidal(0, start + seq, d_model, &device), given)
             }
             (PositionConfig::PrefixAndBlock, _) => {
                 let (within, after) = prefix_and_block(inputs, start);
                 let within = inputs.positions.clone().unwrap_or(within);
                 let after = inputs.block_positions.clone().unwrap_or(after);
-                module::embedding(position()?, within)
-                    + module::embedding(self.block_position.as_ref()?.val(), after)
+                lookup(position()?, within) + lookup(self.block_position.as_ref()?.val(), after)
             }
         })
     }
@@ -266,6 +266,12 @@ impl Embedding {
         let kept = (-masked + 1.0) * scale;
         x * kept.reshape([batch, seq, 1])
     }
+}
+
+/// Rows of a table `[n, width]` by their numbers, `[batch, seq] → [batch, seq, width]`.
+pub(crate) fn lookup(table: Tensor<2>, numbers: Tensor<2, Int>) -> Tensor<3> {
+    let ([_, width], [batch, seq]) = (table.dims(), numbers.dims());
+    gather_rows(table, numbers.reshape([batch * seq])).reshape([batch, seq, width])
 }
 
 /// Both positions of each token, `[batch, seq]`, as they follow from the prefix.

@@ -3,7 +3,7 @@
 use burn::config::Config;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, activation};
-use burn_zoo_ops::{Activation as Smooth, activate};
+use burn_zoo_ops::{Activation as Smooth, activate, gate};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -29,14 +29,30 @@ pub enum Activation {
 }
 
 impl Activation {
+    /// The operation that has a gradient of its own, if it is one.
+    fn smooth(self) -> Option<Smooth> {
+        match self {
+            Self::Gelu => Some(Smooth::Gelu),
+            Self::GeluTanh => Some(Smooth::GeluTanh),
+            Self::Silu => Some(Smooth::Silu),
+            Self::Relu | Self::Tanh => None,
+        }
+    }
+
     /// Applies the function to each element.
     pub fn forward<const D: usize>(self, input: Tensor<D>) -> Tensor<D> {
-        match self {
-            Self::Relu => activation::relu(input),
-            Self::Gelu => activate(input, Smooth::Gelu),
-            Self::GeluTanh => activate(input, Smooth::GeluTanh),
-            Self::Silu => activate(input, Smooth::Silu),
-            Self::Tanh => input.tanh(),
+        match (self, self.smooth()) {
+            (_, Some(smooth)) => activate(input, smooth),
+            (Self::Tanh, None) => input.tanh(),
+            (_, None) => activation::relu(input),
+        }
+    }
+
+    /// Applies the function to each element of the first input, and multiplies by the second.
+    fn gate<const D: usize>(self, input: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
+        match self.smooth() {
+            Some(smooth) => gate(input, up, smooth),
+            None => self.forward(input) * up,
         }
     }
 }
@@ -127,7 +143,8 @@ impl FeedForward {
     pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
         let inner = match &self.gate {
             Some(gate) => {
-                self.activation.forward(gate.forward(input.clone())) * self.up.forward(input)
+                let gated = gate.forward(input.clone());
+                self.activation.gate(gated, self.up.forward(input))
             }
             None => self.activation.forward(self.up.forward(input)),
         };

@@ -3,7 +3,8 @@
 //! Fedus et al. 2021, arXiv:2101.03961).
 
 use burn::module::Module;
-use burn::tensor::{Bool, DType, Device, IndexingUpdateOp, Int, Tensor, TensorData, activation};
+use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData, activation};
+use burn_zoo_ops::{add_rows, gather_rows};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -362,21 +363,16 @@ impl MixtureOfExperts {
         weights: Tensor<2>,
     ) -> Tensor<2> {
         let (device, top_k) = (tokens.device(), self.config.top_k);
-        let (mut outputs, mut targets) = (Vec::new(), Vec::new());
         let taken = self.experts.iter().zip(&plan.rows);
-        for (expert, rows) in taken.filter(|(_, rows)| !rows.is_empty()) {
-            let places: Vec<i32> = rows.iter().map(|&(token, _)| token as i32).collect();
+        let taken = taken.filter(|(_, rows)| !rows.is_empty());
+        taken.fold(start, |total, (expert, rows)| {
+            let places = rows.iter().map(|&(token, _)| token as i32);
+            let places = index(places.collect(), &device);
             let slots = rows.iter().map(|&(token, rank)| token * top_k + rank);
             let slots = index(slots.map(|slot| slot as i32).collect(), &device);
-            let taken = tokens.clone().select(0, index(places.clone(), &device));
-            outputs.push(expert.forward(taken) * weights.clone().select(0, slots));
-            targets.extend(places);
-        }
-        if outputs.is_empty() {
-            return start;
-        }
-        let outputs = Tensor::cat(outputs, 0);
-        start.select_assign(0, index(targets, &device), outputs, IndexingUpdateOp::Add)
+            let outputs = expert.forward(gather_rows(tokens.clone(), places.clone()));
+            add_rows(total, outputs, gather_rows(weights.clone(), slots), places)
+        })
     }
 }
 

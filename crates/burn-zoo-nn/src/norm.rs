@@ -3,7 +3,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
-use burn_zoo_ops::{NormKind, normalize};
+use burn_zoo_ops::{NormKind, add_normalize, normalize};
 use serde::{Deserialize, Serialize};
 
 use crate::{ConfigError, init};
@@ -90,5 +90,15 @@ impl Norm {
     pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
         let bias = self.bias.as_ref().map(Param::val);
         normalize(input, self.weight.val(), bias, self.kind, self.epsilon)
+    }
+
+    /// The sum of two inputs, and its normalisation.
+    pub(crate) fn forward_sum<const D: usize>(
+        &self,
+        input: Tensor<D>,
+        added: Tensor<D>,
+    ) -> (Tensor<D>, Tensor<D>) {
+        let (weight, bias) = (self.weight.val(), self.bias.as_ref().map(Param::val));
+        add_normalize(input, added, weight, bias, self.kind, self.epsilon)
     }
 }

@@ -4,6 +4,7 @@
 //! that their product depends on the distance alone.
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn_zoo_ops::{Pairing, rotate};
 use serde::{Deserialize, Serialize};
 
 use crate::ConfigError;
@@ -262,7 +263,6 @@ impl RotaryConfig {
         RotaryTable {
             cos: tensor(f64::cos),
             sin: tensor(f64::sin),
-            dims: self.dims,
             pairing: self.pairing,
         }
     }
@@ -275,7 +275,6 @@ pub struct RotaryTable {
     cos: Tensor<4>,
     /// `[batch or 1, 1, seq, dims / 2]`.
     sin: Tensor<4>,
-    dims: usize,
     pairing: RotaryPairing,
 }
 
@@ -298,33 +297,11 @@ impl RotaryTable {
 
     /// Turns queries or keys, `[batch, n_heads, seq, head_dim] → [batch, n_heads, seq, head_dim]`.
     pub fn apply(&self, input: Tensor<4>) -> Tensor<4> {
-        let [batch, n_heads, seq, head_dim] = input.dims();
-        let (dims, n_pairs) = (self.dims, self.dims / 2);
-        let turned = input.clone().narrow(3, 0, dims);
-        let paired = match self.pairing {
-            RotaryPairing::Half => turned.reshape([batch, n_heads, seq, 2, n_pairs]),
-            RotaryPairing::Interleaved => turned
-                .reshape([batch, n_heads, seq, n_pairs, 2])
-                .swap_dims(3, 4),
-        };
-        let first = paired.clone().narrow(3, 0, 1).squeeze_dim::<4>(3);
-        let second = paired.narrow(3, 1, 1).squeeze_dim::<4>(3);
         let [cos, sin] = [&self.cos, &self.sin].map(|table| table.clone().cast(input.dtype()));
-        let turned: Tensor<5> = Tensor::stack(
-            vec![
-                first.clone() * cos.clone() - second.clone() * sin.clone(),
-                second * cos + first * sin,
-            ],
-            3,
-        );
-        let turned = match self.pairing {
-            RotaryPairing::Half => turned,
-            RotaryPairing::Interleaved => turned.swap_dims(3, 4),
+        let pairing = match self.pairing {
+            RotaryPairing::Half => Pairing::Half,
+            RotaryPairing::Interleaved => Pairing::Interleaved,
         };
-        let turned = turned.reshape([batch, n_heads, seq, dims]);
-        match head_dim - dims {
-            0 => turned,
-            rest => Tensor::cat(vec![turned, input.narrow(3, dims, rest)], 3),
-        }
+        rotate(input, cos, sin, pairing)
     }
 }

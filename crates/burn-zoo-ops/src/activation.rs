@@ -4,6 +4,8 @@ use std::f64::consts::{FRAC_2_SQRT_PI, PI, SQRT_2};
 
 use burn::backend::{Backend, tensor::FloatTensor};
 
+use crate::TransformerOps;
+
 /// A smooth function between the two layers of a feed-forward network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
@@ -85,4 +87,26 @@ fn normal_slope<B: Backend>(input: FloatTensor<B>) -> FloatTensor<B> {
     let density = B::float_exp(B::float_mul_scalar(square, (-0.5).into()));
     let density = B::float_mul_scalar(density, (1.0 / (2.0 * PI).sqrt()).into());
     B::float_add(distribution, B::float_mul(input, density))
+}
+
+/// `activation(gate) ∘ up`.
+pub(crate) fn composed_gated<B: TransformerOps>(
+    gate: FloatTensor<B>,
+    up: FloatTensor<B>,
+    activation: Activation,
+) -> FloatTensor<B> {
+    B::float_mul(B::smooth_activation(gate, activation), up)
+}
+
+/// The gradients of gate and up.
+pub(crate) fn composed_gated_backward<B: TransformerOps>(
+    gate: FloatTensor<B>,
+    up: FloatTensor<B>,
+    grad: FloatTensor<B>,
+    activation: Activation,
+) -> (FloatTensor<B>, FloatTensor<B>) {
+    let of_up = B::smooth_activation(gate.clone(), activation);
+    let of_up = B::float_mul(of_up, grad.clone());
+    let grad = B::float_mul(grad, up);
+    (B::smooth_activation_backward(gate, grad, activation), of_up)
 }

@@ -4,7 +4,7 @@
 //! and keep every intermediate alive. Here each is one step that keeps what its gradient needs.
 
 use burn::backend::{
-    Autodiff,
+    Autodiff, TensorMetadata,
     autodiff::{
         NodeId,
         checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
@@ -14,7 +14,9 @@ use burn::backend::{
     tensor::{FloatTensor, IntTensor},
 };
 
-use crate::{Activation, Affine, ClassLoss, NormKind, ScoreBias, Scoring, TransformerOps};
+use crate::{
+    Activation, Affine, ClassLoss, NormKind, Pairing, ScoreBias, Scoring, TransformerOps, rows,
+};
 
 /// Hands each parent that is tracked its gradient.
 fn register<B: TransformerOps>(
@@ -225,7 +227,191 @@ impl<B: TransformerOps, const N: usize> Backward<B, N> for NormBackward {
     }
 }
 
+#[derive(Debug)]
+struct GatedBackward;
+
+impl<B: TransformerOps> Backward<B, 2> for GatedBackward {
+    /// Gate and up, and the activation.
+    type State = ([FloatTensor<B>; 2], Activation);
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let ([gate, up], activation) = ops.state;
+        let (gate, up) = B::gated_activation_backward(gate, up, grad, activation);
+        let parents = ops.parents.map(|parent| parent.map(|node| node.id));
+        register::<B>(parents, [gate, up], grads);
+    }
+}
+
+#[derive(Debug)]
+struct RotaryBackward;
+
+impl<B: TransformerOps> Backward<B, 1> for RotaryBackward {
+    /// Cosines and sines, and which channels are pairs.
+    type State = ([FloatTensor<B>; 2], Pairing);
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let ([cos, sin], pairing) = ops.state;
+        let input = B::rotate_pairs(grad, cos, B::float_neg(sin), pairing);
+        let parents = ops.parents.map(|parent| parent.map(|node| node.id));
+        register::<B>(parents, [input], grads);
+    }
+}
+
+#[derive(Debug)]
+struct RowGatherBackward;
+
+impl<B: TransformerOps> Backward<B, 1> for RowGatherBackward {
+    /// The table, whose gradient may be begun, and the rows that were taken.
+    type State = (FloatTensor<Autodiff<B>>, IntTensor<B>);
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let (table, indices) = ops.state;
+        let total = grads.remove::<B>(&table);
+        let total = total.unwrap_or_else(|| rows::zeros::<B>(&grad, table.shape()[0]));
+        let total = B::row_gather_backward(total, indices, grad);
+        let parents = ops.parents.map(|parent| parent.map(|node| node.id));
+        register::<B>(parents, [total], grads);
+    }
+}
+
+#[derive(Debug)]
+struct RowAddBackward;
+
+impl<B: TransformerOps> Backward<B, 3> for RowAddBackward {
+    /// Rows and weights, and where they were added.
+    type State = ([FloatTensor<B>; 2], IntTensor<B>);
+
+    /// The parents are total, rows and weights.
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let ([rows, weights], indices) = ops.state;
+        let (rows, weights) = B::weighted_row_add_backward(rows, weights, indices, grad.clone());
+        let parents = ops.parents.map(|parent| parent.map(|node| node.id));
+        register::<B>(parents, [grad, rows, weights], grads);
+    }
+}
+
+#[derive(Debug)]
+struct SumBackward;
+
+impl<B: TransformerOps> Backward<B, 2> for SumBackward {
+    type State = ();
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let parents = ops.parents.map(|parent| parent.map(|node| node.id));
+        register::<B>(parents, [grad.clone(), grad], grads);
+    }
+}
+
 impl<B: TransformerOps, C: CheckpointStrategy> TransformerOps for Autodiff<B, C> {
+    fn gated_activation(
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        activation: Activation,
+    ) -> FloatTensor<Self> {
+        let ((gate, g), (up, u)) = (gate.into_parts(), up.into_parts());
+        let prepared = GatedBackward.prepare::<C>([g, u]);
+        match prepared.compute_bound().stateful() {
+            OpsKind::Tracked(prep) => {
+                let output = B::gated_activation(gate.clone(), up.clone(), activation);
+                prep.finish(([gate, up], activation), output)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(B::gated_activation(gate, up, activation)),
+        }
+    }
+
+    /// Cosines and sines are not learned.
+    fn rotate_pairs(
+        input: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        pairing: Pairing,
+    ) -> FloatTensor<Self> {
+        let (input, node) = input.into_parts();
+        let [cos, sin] = [cos, sin].map(|table| table.into_primitive());
+        let prepared = RotaryBackward.prepare::<C>([node]);
+        match prepared.compute_bound().stateful() {
+            OpsKind::Tracked(prep) => {
+                let output = B::rotate_pairs(input, cos.clone(), sin.clone(), pairing);
+                prep.finish(([cos, sin], pairing), output)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(B::rotate_pairs(input, cos, sin, pairing)),
+        }
+    }
+
+    fn row_gather(table: FloatTensor<Self>, indices: IntTensor<Self>) -> FloatTensor<Self> {
+        let rows = B::row_gather(table.primitive().clone(), indices.clone());
+        let prepared = RowGatherBackward.prepare::<C>([table.node()]);
+        match prepared.compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish((table, indices), rows),
+            OpsKind::UnTracked(prep) => prep.finish(rows),
+        }
+    }
+
+    fn weighted_row_add(
+        total: FloatTensor<Self>,
+        rows: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        indices: IntTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let ((total, t), (rows, r), (weights, w)) =
+            (total.into_parts(), rows.into_parts(), weights.into_parts());
+        let prepared = RowAddBackward.prepare::<C>([t, r, w]);
+        match prepared.compute_bound().stateful() {
+            OpsKind::Tracked(prep) => {
+                let kept = ([rows.clone(), weights.clone()], indices.clone());
+                prep.finish(kept, B::weighted_row_add(total, rows, weights, indices))
+            }
+            OpsKind::UnTracked(prep) => {
+                prep.finish(B::weighted_row_add(total, rows, weights, indices))
+            }
+        }
+    }
+
+    /// Two steps on the tape, whose values are made in one.
+    fn add_normalize(
+        input: FloatTensor<Self>,
+        added: FloatTensor<Self>,
+        affine: Affine<Self>,
+        kind: NormKind,
+        epsilon: f64,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let (weight, bias) = affine.into_parts();
+        let tracked = [Some(&input), Some(&added), Some(&weight), bias.as_ref()];
+        let is_tracked = tracked
+            .into_iter()
+            .flatten()
+            .any(|tensor| tensor.is_tracked());
+        let ((input, i), (added, a), (weight, w)) =
+            (input.into_parts(), added.into_parts(), weight.into_parts());
+        let (bias, b) = bias.map(|bias| bias.into_parts()).unzip();
+        let affine = Affine::new(weight.clone(), bias);
+        let prepared = SumBackward.prepare::<C>([i, a]).compute_bound();
+        if !is_tracked {
+            let (sum, output) = B::add_normalize(input, added, affine, kind, epsilon);
+            return (
+                FloatTensor::<Self>::new(sum),
+                FloatTensor::<Self>::new(output),
+            );
+        }
+        let (sum, output, normalized, reciprocal_std) =
+            B::add_normalize_forward(input, added, affine, kind, epsilon);
+        let sum = match prepared.stateful() {
+            OpsKind::Tracked(prep) => prep.finish((), sum),
+            OpsKind::UnTracked(prep) => prep.finish(sum),
+        };
+        let made = (output, [normalized, reciprocal_std, weight]);
+        let output = match b {
+            None => finish_norm::<B, C, 2>([sum.node(), w], made, kind),
+            Some(b) => finish_norm::<B, C, 3>([sum.node(), w, b], made, kind),
+        };
+        (sum, output)
+    }
+
     fn masked_attention(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
@@ -353,6 +539,19 @@ impl<B: TransformerOps, C: CheckpointStrategy> TransformerOps for Autodiff<B, C>
                 record_norm::<B, C, 3>(nodes, input, weight, affine, kind, epsilon)
             }
         }
+    }
+}
+
+/// Records [`NormBackward`] for a normalisation that was made, with what it keeps.
+fn finish_norm<B: TransformerOps, C: CheckpointStrategy, const N: usize>(
+    nodes: [NodeGuard; N],
+    (output, kept): (FloatTensor<B>, [FloatTensor<B>; 3]),
+    kind: NormKind,
+) -> FloatTensor<Autodiff<B, C>> {
+    let prepared = Backward::<B, N>::prepare::<C>(NormBackward, nodes);
+    match prepared.compute_bound().stateful() {
+        OpsKind::Tracked(prep) => prep.finish((kept, kind), output),
+        OpsKind::UnTracked(prep) => prep.finish(output),
     }
 }
 

@@ -62,12 +62,15 @@ mod likelihood;
 mod linear;
 mod norm;
 mod projected_loss;
+mod rotary;
+mod rows;
 
 pub use activation::Activation;
 pub use adamw::AdamWStep;
 pub use attention::{AttentionMask, ScoreBias, Scoring};
 pub use norm::{Affine, NormKind};
 pub use projected_loss::ClassLoss;
+pub use rotary::Pairing;
 
 /// The operations that make a transformer fast, as an extension of Burn's [`Backend`].
 ///
@@ -166,6 +169,76 @@ pub trait TransformerOps: Backend {
         activation: Activation,
     ) -> FloatTensor<Self> {
         activation::composed_backward::<Self>(input, grad, activation)
+    }
+
+    /// An activation times a second input, see [`gate`].
+    #[fusion(default)]
+    fn gated_activation(
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        activation: Activation,
+    ) -> FloatTensor<Self> {
+        activation::composed_gated::<Self>(gate, up, activation)
+    }
+
+    /// The gradients of both inputs.
+    #[fusion(default)]
+    fn gated_activation_backward(
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        activation: Activation,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        activation::composed_gated_backward::<Self>(gate, up, grad, activation)
+    }
+
+    /// Rotary positions, see [`rotate`]. With the sines negated it is its own gradient.
+    #[fusion(default)]
+    fn rotate_pairs(
+        input: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        pairing: Pairing,
+    ) -> FloatTensor<Self> {
+        rotary::composed::<Self>(input, cos, sin, pairing)
+    }
+
+    /// Rows of a table, see [`gather_rows`].
+    #[fusion(default)]
+    fn row_gather(table: FloatTensor<Self>, indices: IntTensor<Self>) -> FloatTensor<Self> {
+        Self::float_select(table, 0, indices)
+    }
+
+    /// Adds the gradients of the rows `[n_rows, width]` to what the gradient of the table is without them, `[n, width]`.
+    #[fusion(default)]
+    fn row_gather_backward(
+        total: FloatTensor<Self>,
+        indices: IntTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        rows::composed_add::<Self>(total, grad, indices)
+    }
+
+    /// A sum of weighted rows, see [`add_rows`].
+    #[fusion(default)]
+    fn weighted_row_add(
+        total: FloatTensor<Self>,
+        rows: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        indices: IntTensor<Self>,
+    ) -> FloatTensor<Self> {
+        rows::composed_add::<Self>(total, Self::float_mul(rows, weights), indices)
+    }
+
+    /// The gradients of rows and weights. That of the total is `grad`.
+    #[fusion(default)]
+    fn weighted_row_add_backward(
+        rows: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        indices: IntTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        rows::composed_weighted_backward::<Self>(rows, weights, indices, grad)
     }
 
     /// Dropout, see [`dropout`].
@@ -305,6 +378,38 @@ pub trait TransformerOps: Backend {
         norm::composed_forward::<Self>(input, affine, kind, epsilon)
     }
 
+    /// A sum and its normalisation, see [`add_normalize`].
+    #[fusion(default)]
+    fn add_normalize(
+        input: FloatTensor<Self>,
+        added: FloatTensor<Self>,
+        #[extension_type] affine: Affine<Self>,
+        kind: NormKind,
+        epsilon: f64,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let sum = Self::float_add(input, added);
+        let output = Self::affine_normalize(sum.clone(), affine, kind, epsilon);
+        (sum, output)
+    }
+
+    /// [`add_normalize`](Self::add_normalize), and with it what
+    /// [`affine_normalize_forward`](Self::affine_normalize_forward) of the sum returns.
+    #[fusion(default)]
+    fn add_normalize_forward(
+        input: FloatTensor<Self>,
+        added: FloatTensor<Self>,
+        #[extension_type] affine: Affine<Self>,
+        kind: NormKind,
+        epsilon: f64,
+    ) -> (
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+    ) {
+        norm::composed_sum_forward::<Self>(input, added, affine, kind, epsilon)
+    }
+
     /// The gradients of normalisation with respect to input, weight and bias.
     ///
     /// The bias gradient is returned whether or not the forward pass had a bias.
@@ -404,6 +509,96 @@ pub fn activate<const D: usize>(input: Tensor<D>, activation: Activation) -> Ten
         <burn::backend::Dispatch as TransformerOps>::smooth_activation(
             input.into_dispatch(),
             activation,
+        ),
+    )
+}
+
+/// `activation(gate) ∘ up`, the middle of a gated feed-forward network (Shazeer 2020, arXiv:2002.05202): GEGLU with GELU,
+/// SwiGLU with SiLU. Its gradient keeps the two inputs alone.
+///
+/// # Panics
+///
+/// When the shapes differ.
+pub fn gate<const D: usize>(gate: Tensor<D>, up: Tensor<D>, activation: Activation) -> Tensor<D> {
+    assert_eq!(
+        gate.dims(),
+        up.dims(),
+        "gate: both inputs must have one shape"
+    );
+    Tensor::from_dispatch(
+        <burn::backend::Dispatch as TransformerOps>::gated_activation(
+            gate.into_dispatch(),
+            up.into_dispatch(),
+            activation,
+        ),
+    )
+}
+
+/// Turns pairs of channels: `(x, y) → (x cos − y sin, y cos + x sin)`, rotary positions (Su et al. 2021,
+/// arXiv:2104.09864). Channels behind those of the pairs stay.
+///
+/// # Shapes
+///
+/// - `input`, output: `[batch, n_heads, seq, head_dim]`
+/// - `cos`, `sin`: `[batch or 1, 1, seq, n_pairs]`. They are not learned.
+///
+/// # Panics
+///
+/// When the shapes do not fit.
+pub fn rotate(input: Tensor<4>, cos: Tensor<4>, sin: Tensor<4>, pairing: Pairing) -> Tensor<4> {
+    rotary::check_shapes(input.dims(), cos.dims(), sin.dims());
+    Tensor::from_dispatch(<burn::backend::Dispatch as TransformerOps>::rotate_pairs(
+        input.into_dispatch(),
+        cos.into_dispatch(),
+        sin.into_dispatch(),
+        pairing,
+    ))
+}
+
+/// Rows of a table, as an embedding looks them up and experts take their tokens. The gradient is added to what the table
+/// has already, so that a large table that is used twice, as that of a tied head, has one gradient in memory and not two.
+///
+/// # Shapes
+///
+/// - `table`: `[n, width]`
+/// - `indices`: `[n_rows]`, each below `n`
+/// - output: `[n_rows, width]`
+pub fn gather_rows(table: Tensor<2>, indices: Tensor<1, Int>) -> Tensor<2> {
+    Tensor::from_dispatch(<burn::backend::Dispatch as TransformerOps>::row_gather(
+        table.into_dispatch(),
+        indices.into_dispatch(),
+    ))
+}
+
+/// Adds each row, times its weight, to the row of the total that its index names, as the outputs of experts are.
+///
+/// # Shapes
+///
+/// - `total`, output: `[n, width]`
+/// - `rows`: `[n_rows, width]`
+/// - `weights`: `[n_rows, 1]`
+/// - `indices`: `[n_rows]`, each below `n`
+///
+/// # Panics
+///
+/// When the shapes do not fit.
+pub fn add_rows(
+    total: Tensor<2>,
+    rows: Tensor<2>,
+    weights: Tensor<2>,
+    indices: Tensor<1, Int>,
+) -> Tensor<2> {
+    let ([_, width], [n_rows, of_rows]) = (total.dims(), rows.dims());
+    assert!(
+        width == of_rows && weights.dims() == [n_rows, 1] && indices.dims() == [n_rows],
+        "add_rows: rows [{n_rows}, {of_rows}] must have the total's width ({width}), and each a weight and an index"
+    );
+    Tensor::from_dispatch(
+        <burn::backend::Dispatch as TransformerOps>::weighted_row_add(
+            total.into_dispatch(),
+            rows.into_dispatch(),
+            weights.into_dispatch(),
+            indices.into_dispatch(),
         ),
     )
 }
@@ -578,4 +773,37 @@ pub fn normalize<const D: usize>(
             epsilon,
         ),
     )
+}
+
+/// The sum of two inputs, and what [`normalize`] makes of it: a residual connection and the norm that follows, in one pass.
+///
+/// # Panics
+///
+/// When the shapes differ, or `weight` or `bias` has another length than their last dimension.
+pub fn add_normalize<const D: usize>(
+    input: Tensor<D>,
+    added: Tensor<D>,
+    weight: Tensor<1>,
+    bias: Option<Tensor<1>>,
+    kind: NormKind,
+    epsilon: f64,
+) -> (Tensor<D>, Tensor<D>) {
+    assert_eq!(
+        input.dims(),
+        added.dims(),
+        "add_normalize: both inputs must have one shape"
+    );
+    norm::check_shapes(
+        &input.dims(),
+        weight.dims(),
+        bias.as_ref().map(Tensor::dims),
+    );
+    let (sum, output) = <burn::backend::Dispatch as TransformerOps>::add_normalize(
+        input.into_dispatch(),
+        added.into_dispatch(),
+        Affine::new(weight.into_dispatch(), bias.map(Tensor::into_dispatch)),
+        kind,
+        epsilon,
+    );
+    (Tensor::from_dispatch(sum), Tensor::from_dispatch(output))
 }

@@ -3,6 +3,8 @@
 use burn::backend::{Backend, ExtensionType, TensorMetadata, tensor::FloatTensor};
 use burn::tensor::Shape;
 
+use crate::TransformerOps;
+
 /// What is taken out of each row before scaling.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NormKind {
@@ -98,6 +100,25 @@ pub(crate) fn composed_forward<B: Backend>(
         Affine::ScaleShift(weight, bias) => B::float_add(scale(weight), as_row::<B>(bias, rank)),
     };
     (output, normalized, reciprocal_std)
+}
+
+/// Returns the sum, and what the normalisation of it returns.
+pub(crate) fn composed_sum_forward<B: TransformerOps>(
+    input: FloatTensor<B>,
+    added: FloatTensor<B>,
+    affine: Affine<B>,
+    kind: NormKind,
+    epsilon: f64,
+) -> (
+    FloatTensor<B>,
+    FloatTensor<B>,
+    FloatTensor<B>,
+    FloatTensor<B>,
+) {
+    let sum = B::float_add(input, added);
+    let (output, normalized, reciprocal_std) =
+        B::affine_normalize_forward(sum.clone(), affine, kind, epsilon);
+    (sum, output, normalized, reciprocal_std)
 }
 
 /// With `x̂` the normalised input, `r` the reciprocal standard deviation and `g = dy ∘ weight`:

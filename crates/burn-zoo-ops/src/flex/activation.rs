@@ -2,8 +2,12 @@
 
 use burn_flex::FlexTensor;
 use macerator::Simd;
+use rayon::prelude::*;
 
-use super::simd::{Binary, Unary, exp, map, mul_add, normal, zip_into};
+use super::simd::{
+    Binary, Kernel, Unary, chunk_length, contiguous, exp, map, mul_add, normal, owned, run,
+    zip_into,
+};
 use crate::{
     Activation,
     activation::{TANH_CUBE, TANH_SCALE},
@@ -116,5 +120,81 @@ pub(super) fn backward(input: FlexTensor, grad: FlexTensor, activation: Activati
         Activation::Gelu => zip_into(input, grad, Gelu),
         Activation::GeluTanh => zip_into(input, grad, GeluTanh),
         Activation::Silu => zip_into(input, grad, Silu),
+    }
+}
+
+/// `activation(gate) ∘ up`.
+pub(super) fn gated(gate: FlexTensor, up: FlexTensor, activation: Activation) -> FlexTensor {
+    /// The activation of the first number times the second.
+    #[derive(Clone, Copy)]
+    struct Gated<F>(F);
+    impl<F: Unary> Binary for Gated<F> {
+        #[inline(always)]
+        fn apply<S: Simd>(self, gate: f32, up: f32) -> f32 {
+            self.0.apply::<S>(gate) * up
+        }
+    }
+    match activation {
+        Activation::Gelu => zip_into(gate, up, Gated(Gelu)),
+        Activation::GeluTanh => zip_into(gate, up, Gated(GeluTanh)),
+        Activation::Silu => zip_into(gate, up, Gated(Silu)),
+    }
+}
+
+/// Values of gate and up, and of the gradient, which become the gradients of both.
+struct GatedBackward<'a, F> {
+    gate: &'a mut [f32],
+    up: &'a [f32],
+    grad: &'a mut [f32],
+    function: F,
+}
+
+impl<F: Unary + Binary> Kernel for GatedBackward<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let inputs = self.gate.iter_mut().zip(self.up);
+        for ((gate, &up), grad) in inputs.zip(self.grad) {
+            let of_gate = Binary::apply::<S>(self.function, *gate, *grad * up);
+            *grad *= Unary::apply::<S>(self.function, *gate);
+            *gate = of_gate;
+        }
+    }
+}
+
+/// The gradients of gate and up.
+pub(super) fn gated_backward(
+    gate: FlexTensor,
+    up: FlexTensor,
+    grad: FlexTensor,
+    activation: Activation,
+) -> (FlexTensor, FlexTensor) {
+    fn backward(
+        [mut gate, up, mut grad]: [FlexTensor; 3],
+        function: impl Unary + Binary,
+    ) -> (FlexTensor, FlexTensor) {
+        let (up, range) = contiguous(up);
+        let up = &up.storage::<f32>()[range];
+        let length = chunk_length(up.len(), 1);
+        gate.storage_mut::<f32>()
+            .par_chunks_mut(length)
+            .zip(up.par_chunks(length))
+            .zip(grad.storage_mut::<f32>().par_chunks_mut(length))
+            .for_each(|((gate, up), grad)| {
+                run(GatedBackward {
+                    gate,
+                    up,
+                    grad,
+                    function,
+                });
+            });
+        (gate, grad)
+    }
+    let tensors = [owned(gate), up, owned(grad)];
+    match activation {
+        Activation::Gelu => backward(tensors, Gelu),
+        Activation::GeluTanh => backward(tensors, GeluTanh),
+        Activation::Silu => backward(tensors, Silu),
     }
 }

@@ -13,10 +13,12 @@ mod linear;
 mod norm;
 mod product;
 mod projected_loss;
+mod rotary;
+mod rows;
 mod simd;
 
 use burn::backend::{
-    ops::ModuleOps,
+    ops::{FloatTensorOps, ModuleOps},
     tensor::{FloatTensor, IntTensor},
 };
 use burn_flex::Flex;
@@ -24,7 +26,7 @@ use simd::are_f32;
 
 use crate::attention::{composed_backward, composed_forward};
 use crate::{
-    Activation, AdamWStep, Affine, ClassLoss, NormKind, ScoreBias, Scoring, TransformerOps,
+    Activation, AdamWStep, Affine, ClassLoss, NormKind, Pairing, ScoreBias, Scoring, TransformerOps,
 };
 
 impl TransformerOps for Flex {
@@ -111,6 +113,87 @@ impl TransformerOps for Flex {
             false => crate::activation::composed_backward::<Self>,
         };
         backward(input, grad, activation)
+    }
+
+    fn gated_activation(
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        activation: Activation,
+    ) -> FloatTensor<Self> {
+        match are_f32([&gate, &up]) {
+            true => activation::gated(gate, up, activation),
+            false => crate::activation::composed_gated::<Self>(gate, up, activation),
+        }
+    }
+
+    fn gated_activation_backward(
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        activation: Activation,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let backward = match are_f32([&gate, &up, &grad]) {
+            true => activation::gated_backward,
+            false => crate::activation::composed_gated_backward::<Self>,
+        };
+        backward(gate, up, grad, activation)
+    }
+
+    fn rotate_pairs(
+        input: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        pairing: Pairing,
+    ) -> FloatTensor<Self> {
+        let rotate = match are_f32([&input, &cos, &sin]) {
+            true => rotary::rotate,
+            false => crate::rotary::composed::<Self>,
+        };
+        rotate(input, cos, sin, pairing)
+    }
+
+    fn row_gather(table: FloatTensor<Self>, indices: IntTensor<Self>) -> FloatTensor<Self> {
+        match (are_f32([&table]), likelihood::classes(&indices)) {
+            (true, Some(indices)) => rows::gather(table, &indices),
+            _ => Self::float_select(table, 0, indices),
+        }
+    }
+
+    fn row_gather_backward(
+        total: FloatTensor<Self>,
+        indices: IntTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        match (are_f32([&total, &grad]), likelihood::classes(&indices)) {
+            (true, Some(indices)) => rows::add(total, grad, None, &indices),
+            _ => crate::rows::composed_add::<Self>(total, grad, indices),
+        }
+    }
+
+    fn weighted_row_add(
+        total: FloatTensor<Self>,
+        rows: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        indices: IntTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let is_here = are_f32([&total, &rows, &weights]);
+        match (is_here, likelihood::classes(&indices)) {
+            (true, Some(indices)) => rows::add(total, rows, Some(weights), &indices),
+            _ => crate::rows::composed_add::<Self>(total, Self::float_mul(rows, weights), indices),
+        }
+    }
+
+    fn weighted_row_add_backward(
+        rows: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        indices: IntTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let is_here = are_f32([&rows, &weights, &grad]);
+        match (is_here, likelihood::classes(&indices)) {
+            (true, Some(indices)) => rows::weighted_backward(rows, weights, &indices, grad),
+            _ => crate::rows::composed_weighted_backward::<Self>(rows, weights, indices, grad),
+        }
     }
 
     fn adamw_update(
@@ -203,9 +286,39 @@ impl TransformerOps for Flex {
         epsilon: f64,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         match are_f32([&input]) {
-            true => norm::forward(input, affine, kind, epsilon),
+            true => norm::forward(input, None, affine, kind, epsilon),
             false => crate::norm::composed_forward::<Self>(input, affine, kind, epsilon),
         }
+    }
+
+    fn add_normalize(
+        input: FloatTensor<Self>,
+        added: FloatTensor<Self>,
+        affine: Affine<Self>,
+        kind: NormKind,
+        epsilon: f64,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let (sum, output, ..) = Self::add_normalize_forward(input, added, affine, kind, epsilon);
+        (sum, output)
+    }
+
+    fn add_normalize_forward(
+        input: FloatTensor<Self>,
+        added: FloatTensor<Self>,
+        affine: Affine<Self>,
+        kind: NormKind,
+        epsilon: f64,
+    ) -> (
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+    ) {
+        if !are_f32([&input, &added]) {
+            return crate::norm::composed_sum_forward::<Self>(input, added, affine, kind, epsilon);
+        }
+        let (output, sum, statistics) = norm::forward(input, Some(added), affine, kind, epsilon);
+        (sum.clone(), output, sum, statistics)
     }
 
     fn affine_normalize_backward(

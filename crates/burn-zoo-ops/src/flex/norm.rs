@@ -57,33 +57,30 @@ impl Kernel for Forward<'_> {
     }
 }
 
-/// Output, input, and mean and reciprocal standard deviation of each row.
+/// Output, input, and mean and reciprocal standard deviation of each row. What is added to the input first, `added`, has
+/// its shape; then the sum takes the input's place.
 pub(super) fn forward(
     input: FlexTensor,
+    added: Option<FlexTensor>,
     affine: Affine<Flex>,
     kind: NormKind,
     epsilon: f64,
 ) -> (FlexTensor, FlexTensor, FlexTensor) {
     let shape = input.layout().shape().clone();
-    let (weight, bias) = match affine {
-        Affine::Scale(weight) => (weight, None),
-        Affine::ScaleShift(weight, bias) => (weight, Some(contiguous(bias))),
-    };
-    let (weight, of_weight) = contiguous(weight);
+    let (weight, bias) = affine.into_parts();
+    let ((weight, of_weight), bias) = (contiguous(weight), bias.map(contiguous));
     let weight = &weight.storage::<f32>()[of_weight];
     let bias = bias.as_ref();
     let bias = bias.map(|(bias, range)| &bias.storage::<f32>()[range.clone()]);
-    let (input, range) = contiguous(input);
-    let values = &input.storage::<f32>()[range];
     let width = weight.len();
-    let mut output = vec![0.0; values.len()];
-    let mut statistics = vec![0.0; 2 * values.len() / width.max(1)];
-    let length = chunk_length(values.len(), width);
-    let chunks = values
-        .par_chunks(length)
-        .zip(output.par_chunks_mut(length))
+    let rows = shape.num_elements() / width.max(1);
+    let mut output = vec![0.0; rows * width];
+    let mut statistics = vec![0.0; 2 * rows];
+    let length = chunk_length(output.len(), width);
+    let results = output
+        .par_chunks_mut(length)
         .zip(statistics.par_chunks_mut(2 * length / width.max(1)));
-    chunks.for_each(|((input, output), statistics)| {
+    let normalize = |input: &[f32], (output, statistics): (&mut [f32], &mut [f32])| {
         run(Forward {
             input,
             output,
@@ -93,10 +90,52 @@ pub(super) fn forward(
             kind,
             epsilon: epsilon as f32,
         });
-    });
-    let rows = statistics.len() / 2;
+    };
+    let input = match added {
+        None => {
+            let (input, range) = contiguous(input);
+            let values = input.storage::<f32>()[range].par_chunks(length);
+            values
+                .zip(results)
+                .for_each(|(input, results)| normalize(input, results));
+            input
+        }
+        Some(added) => {
+            // What a sub-layer has just made is nobody else's; the residual stream is.
+            let (input, added) = match added.is_unique() {
+                true => (added, input),
+                false => (input, added),
+            };
+            let (added, range) = contiguous(added);
+            let added = added.storage::<f32>()[range].par_chunks(length);
+            let mut sum = owned(input);
+            let values = sum.storage_mut::<f32>().par_chunks_mut(length);
+            values
+                .zip(added)
+                .zip(results)
+                .for_each(|((sum, added), results)| {
+                    run(Add(sum, added));
+                    normalize(sum, results);
+                });
+            sum
+        }
+    };
     let statistics = tensor(statistics, Shape::new([rows, 2]));
     (tensor(output, shape), input, statistics)
+}
+
+/// Numbers that others are added to.
+struct Add<'a>(&'a mut [f32], &'a [f32]);
+
+impl Kernel for Add<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        for (sum, &added) in self.0.iter_mut().zip(self.1) {
+            *sum += added;
+        }
+    }
 }
 
 /// Rows of the input and of the output's gradient, which becomes that of the input.
