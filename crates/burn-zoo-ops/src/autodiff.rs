@@ -43,12 +43,6 @@ impl<B: TransformerOps, const N: usize> Backward<B, N> for AttentionBackward {
         let grad = grads.consume::<B>(&ops.node);
         let ([query, key, value, output, saved], bias, scoring) = ops.state;
         let parents = ops.parents.map(|parent| parent.map(|node| node.id));
-        // A mask is a bias that nothing learns.
-        let bias = match (bias.tensor(), parents.get(3)) {
-            (Some(bias), Some(Some(_))) => ScoreBias::Learned(bias),
-            (Some(bias), _) => ScoreBias::Added(bias),
-            (None, _) => ScoreBias::None,
-        };
         let (query, key, value, bias) =
             B::masked_attention_backward(query, key, value, bias, output, saved, grad, scoring);
         register::<B>(parents, [query, key, value, bias], grads);
@@ -425,8 +419,13 @@ impl<B: TransformerOps, C: CheckpointStrategy> TransformerOps for Autodiff<B, C>
         match bias.tensor() {
             None => record_attention::<B, C, 3>([q, k, v], tensors, ScoreBias::None, scoring),
             Some(bias) => {
+                // A mask is a bias that nothing learns.
+                let is_learned = bias.is_tracked();
                 let (bias, b) = bias.into_parts();
-                let bias = ScoreBias::Added(bias);
+                let bias = match is_learned {
+                    true => ScoreBias::Learned(bias),
+                    false => ScoreBias::Added(bias),
+                };
                 record_attention::<B, C, 4>([q, k, v, b], tensors, bias, scoring)
             }
         }

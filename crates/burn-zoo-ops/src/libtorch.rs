@@ -4,7 +4,7 @@
 //! On a processor, training and inference use ATen's flash attention, whose backward pass
 //! recomputes the probabilities from the log-sum-exp of each row. Elsewhere (CUDA, MPS) inference
 //! uses `scaled_dot_product_attention`, which picks its own kernel, and training the composed form. So does
-//! training everywhere that adds a bias or drops probabilities, in memory that grows with the square of the context.
+//! training everywhere that learns a bias or drops probabilities, in memory that grows with the square of the context.
 //!
 //! Two conventions differ from ours. ATen's `is_causal` aligns the mask to the top left, so a
 //! cached prefix needs an explicit mask; and its kernels want as many key as query heads, so
@@ -263,11 +263,11 @@ impl TransformerOps for LibTorch {
         scoring: Scoring,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         // The fused kernel has no gradient for a bias, and no dropout.
-        let is_plain = matches!(bias, ScoreBias::None) && scoring.dropout == 0.0;
-        if !is_plain || query.tensor.device() != tch::Device::Cpu {
+        let is_fused = !matches!(bias, ScoreBias::Learned(_)) && scoring.dropout == 0.0;
+        if !is_fused || query.tensor.device() != tch::Device::Cpu {
             return attention::composed_forward::<Self>(query, key, value, bias, scoring);
         }
-        let masking = Masking::new(scoring.mask, &query, &key);
+        let masking = Masking::with_bias(bias, scoring.mask, &query, &key);
         let n_heads = query.tensor.size()[1];
         let (output, log_sum_exp) = Tensor::internal_scaled_dot_product_flash_attention_for_cpu(
             &with_rows(&query),
@@ -301,7 +301,7 @@ impl TransformerOps for LibTorch {
                 query, key, value, bias, saved, grad, scoring,
             );
         }
-        let masking = Masking::new(scoring.mask, &query, &key);
+        let masking = Masking::with_bias(bias, scoring.mask, &query, &key);
         let [n_heads, n_kv_heads] = [query.tensor.size()[1], key.tensor.size()[1]];
         let (grad_query, grad_key, grad_value) =
             Tensor::internal_scaled_dot_product_flash_attention_for_cpu_backward(

@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::{Device, Distribution, Int, Tensor, activation};
 use burn_zoo_ops::{
-    Activation, AdamWStep, AttentionMask, ClassLoss, NormKind, Scoring, activate, adamw, attention,
-    dropout, linear, negative_log_likelihood, normalize, projected_loss,
+    Activation, AdamWStep, AttentionMask, ClassLoss, NormKind, Pairing, Scoring, activate, adamw,
+    add_normalize, add_rows, attention, dropout, gate, gather_rows, linear,
+    negative_log_likelihood, normalize, projected_loss, rotate,
 };
 use serde::Serialize;
 
@@ -176,6 +177,68 @@ pub fn operations(sizes: LayerSizes, device: &Device) -> Vec<Operation> {
         );
     }
 
+    let (stream, output, weight) = (
+        matrix(rows, d_model),
+        matrix(rows, d_model),
+        vector(d_model),
+    );
+    let (x, y, w) = (stream.clone(), output.clone(), weight.clone());
+    add(
+        "residual and RMS norm",
+        Box::new(move || {
+            let (stream, output) = (stream.clone(), output.clone());
+            let (sum, normed) =
+                add_normalize(stream, output, weight.clone(), None, NormKind::Rms, 1e-5);
+            Some((sum + normed).sum())
+        }),
+        Box::new(move || {
+            let sum = x.clone() + y.clone();
+            let deviation = (sum.clone().square().mean_dim(1) + 1e-5).sqrt();
+            let normed = sum.clone() / deviation * w.clone().unsqueeze();
+            Some((sum + normed).sum())
+        }),
+    );
+
+    let n_pairs = head_dim / 2;
+    if n_pairs > 0 {
+        let heads = random(
+            [batch_size, n_heads, context_length, head_dim],
+            1.0,
+            &device,
+        );
+        let angles = Tensor::<4>::random(
+            [1, 1, context_length, n_pairs],
+            Distribution::Uniform(0.0, 3.0),
+            &device,
+        );
+        let (cos, sin) = (angles.clone().cos(), angles.sin());
+        let (x, c, s) = (heads.clone(), cos.clone(), sin.clone());
+        add(
+            "rotary",
+            Box::new(move || {
+                Some(rotate(heads.clone(), cos.clone(), sin.clone(), Pairing::Half).sum())
+            }),
+            Box::new(move || {
+                let first = x.clone().narrow(3, 0, n_pairs);
+                let second = x.clone().narrow(3, n_pairs, n_pairs);
+                let (cos, sin) = (c.clone(), s.clone());
+                let turned = vec![
+                    first.clone() * cos.clone() - second.clone() * sin.clone(),
+                    second * cos + first * sin,
+                ];
+                Some(Tensor::cat(turned, 3).sum())
+            }),
+        );
+    }
+
+    let (inner, up) = (matrix(rows, 4 * d_model), matrix(rows, 4 * d_model));
+    let (x, y) = (inner.clone(), up.clone());
+    add(
+        "SwiGLU",
+        Box::new(move || Some(gate(inner.clone(), up.clone(), Activation::Silu).sum())),
+        Box::new(move || Some((activation::silu(x.clone()) * y.clone()).sum())),
+    );
+
     for (name, kind, composed) in [
         (
             "GELU",
@@ -237,6 +300,35 @@ pub fn operations(sizes: LayerSizes, device: &Device) -> Vec<Operation> {
         Box::new(move || {
             let logits = x.clone().matmul(w.clone().transpose());
             Some(composed_loss(logits, ids.clone()))
+        }),
+    );
+
+    let table = random::<2>([vocab_size, d_model], 0.02, &device);
+    let tokens = Tensor::<1, Int>::arange(0..rows as i64, &device) * 31 % vocab_size as i64;
+    let (t, ids) = (table.clone(), tokens.clone());
+    add(
+        "embedding",
+        Box::new(move || Some(gather_rows(table.clone(), tokens.clone()).sum())),
+        Box::new(move || Some(t.clone().select(0, ids.clone()).sum())),
+    );
+
+    // Two experts of eight for each token: what one of them takes, and what it gives back.
+    let tokens = matrix(rows, d_model);
+    let places = Tensor::<1, Int>::arange(0..rows.div_ceil(4) as i64, &device) * 4 % rows as i64;
+    let [n_taken] = places.dims();
+    let weights = matrix(n_taken, 1);
+    let (x, w, at) = (tokens.clone(), weights.clone(), places.clone());
+    add(
+        "tokens of an expert",
+        Box::new(move || {
+            let taken = gather_rows(tokens.clone(), places.clone());
+            let (total, places) = (tokens.clone(), places.clone());
+            Some(add_rows(total, taken, weights.clone(), places).sum())
+        }),
+        Box::new(move || {
+            let taken = x.clone().select(0, at.clone()) * w.clone();
+            let add = burn::tensor::IndexingUpdateOp::Add;
+            Some(x.clone().select_assign(0, at.clone(), taken, add).sum())
         }),
     );
 
