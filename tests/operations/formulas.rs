@@ -3,7 +3,8 @@
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use burn_zoo::ops::{
-    Activation, NormKind, Pairing, add_normalize, add_rows, gate, gather_rows, rotate,
+    Activation, NormKind, Pairing, add_normalize, add_rows, gate, gather_rows, rotate, scale,
+    square_sum,
 };
 use proptest::prelude::*;
 
@@ -217,6 +218,31 @@ fn check_add(n: usize, width: usize, places: &[usize], device: &Device, name: &s
     .check(device);
 }
 
+/// In any layout, and more values than one thread takes at a time.
+fn check_scale(shape: [usize; 2], factor: f64, device: &Device, name: &str) {
+    let input = normal(5, shape[0] * shape[1]);
+    let tensor = Tensor::<2>::from_data(data(&input, shape), device);
+    let factor_tensor = Tensor::<1>::from_data(data(&[factor], [1]), device);
+    let squares: f64 = input.iter().map(|x| x * x).sum();
+    for view in [|x: Tensor<2>| x, Tensor::transpose] {
+        let what = format!("{name}, {shape:?} times {factor}");
+        let sum = values(square_sum(view(tensor.clone())))[0];
+        assert!(
+            (sum / squares - 1.0).abs() < 1e-5,
+            "{what}: {sum}, {squares}"
+        );
+        let scaled = view(scale(view(tensor.clone()), factor_tensor.clone()));
+        let expected: Vec<f64> = input.iter().map(|x| x * factor).collect();
+        assert_close(&values(scaled), &expected, 1e-6, &what);
+        assert_close(
+            &values(tensor.clone()),
+            &input,
+            1e-7,
+            "what else is held stays",
+        );
+    }
+}
+
 /// Both results take part, so that the gradient of the sum has two parts.
 fn check_residual(sizes: Rows, device: &Device, name: &str) {
     let Rows {
@@ -271,6 +297,10 @@ fn formulas_hold_on_every_backend() {
         for activation in [Activation::Gelu, Activation::GeluTanh, Activation::Silu] {
             check_gate(7, activation, device, name);
         }
+        for factor in [0.25, 1.0] {
+            check_scale([3, 5], factor, device, name);
+            check_scale([1, 7], factor, device, name);
+        }
         check_gather(5, 3, &[4, 0, 4, 2], device, name);
         check_add(4, 3, &[3, 0, 3], device, name);
         for (kind, bias) in [(NormKind::Layer, true), (NormKind::Rms, false)] {
@@ -318,6 +348,7 @@ fn formulas_hold_for_nothing() {
 /// More rows than one thread takes at a time, against tracked operations.
 #[test]
 fn formulas_hold_for_large_sizes() {
+    check_scale([300, 200], 0.5, &processor(), "flex");
     let (n, width, n_rows) = (90, 700, 120);
     let device = processor().autodiff();
     let tensor = |seed, shape: [usize; 2]| {

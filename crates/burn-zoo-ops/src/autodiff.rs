@@ -174,7 +174,7 @@ impl<B: TransformerOps, const N: usize> Backward<B, N> for ProjectionLossBackwar
         let parents = ops.parents.map(|parent| parent.map(|node| node.id));
         for (parent, gradient) in parents.into_iter().zip(ops.state) {
             if let Some(id) = parent {
-                let gradient = B::class_projection_loss_backward(gradient, grad.clone());
+                let gradient = B::scaled(gradient, grad.clone());
                 grads.register::<B>(id, gradient);
             }
         }

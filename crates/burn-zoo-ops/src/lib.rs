@@ -46,7 +46,7 @@ use burn::backend::{
     Backend, backend_extension,
     tensor::{FloatTensor, IntTensor},
 };
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{Device, Int, Tensor};
 
 mod activation;
 mod adamw;
@@ -64,6 +64,7 @@ mod norm;
 mod projected_loss;
 mod rotary;
 mod rows;
+mod scale;
 
 pub use activation::Activation;
 pub use adamw::AdamWStep;
@@ -343,13 +344,16 @@ pub trait TransformerOps: Backend {
         projected_loss::composed_forward::<Self>(input, affine, classes, loss, learned)
     }
 
-    /// One of these gradients, multiplied by that of the loss `[1]`.
+    /// All values times a factor `[1]`, see [`scale`].
     #[fusion(default)]
-    fn class_projection_loss_backward(
-        gradient: FloatTensor<Self>,
-        grad: FloatTensor<Self>,
-    ) -> FloatTensor<Self> {
-        projected_loss::composed_backward::<Self>(gradient, grad)
+    fn scaled(input: FloatTensor<Self>, factor: FloatTensor<Self>) -> FloatTensor<Self> {
+        scale::composed::<Self>(input, factor)
+    }
+
+    /// The sum of all squares `[1]`, see [`square_sum`].
+    #[fusion(default)]
+    fn sum_of_squares(input: FloatTensor<Self>) -> FloatTensor<Self> {
+        scale::composed_square_sum::<Self>(input)
     }
 
     /// Layer or root-mean-square normalisation, see [`normalize`].
@@ -638,6 +642,21 @@ pub fn adamw<const D: usize>(
     (Tensor::from_dispatch(parameter), moments)
 }
 
+/// All values times a factor `[1]`, in their place where the backend can: gradients that are clipped. `[..] → [..]`.
+pub fn scale<const D: usize>(input: Tensor<D>, factor: Tensor<1>) -> Tensor<D> {
+    Tensor::from_dispatch(<burn::backend::Dispatch as TransformerOps>::scaled(
+        input.into_dispatch(),
+        factor.into_dispatch(),
+    ))
+}
+
+/// The sum of the squares of all values, `[..] → [1]`, without a copy of them where the backend can.
+pub fn square_sum<const D: usize>(input: Tensor<D>) -> Tensor<1> {
+    Tensor::from_dispatch(<burn::backend::Dispatch as TransformerOps>::sum_of_squares(
+        input.into_dispatch(),
+    ))
+}
+
 /// `-log p(class)` in nats of each row, where `p` is the softmax of its logits. `smoothing` of each class's probability
 /// is spread over all (Szegedy et al. 2016, arXiv:1512.00567).
 ///
@@ -806,4 +825,16 @@ pub fn add_normalize<const D: usize>(
         epsilon,
     );
     (Tensor::from_dispatch(sum), Tensor::from_dispatch(output))
+}
+
+/// Runs what computes on `device` where the device's kernels run. Those of Flex share a pool of threads, and a kernel that
+/// is called from elsewhere wakes one of them and waits; called from one of them, it begins at once and the others join.
+/// For a small model, whose kernels take microseconds, that is a good part of a step.
+pub fn on_device<R: Send>(device: &Device, compute: impl FnOnce() -> R + Send) -> R {
+    #[cfg(feature = "flex")]
+    if device.clone().inner() == Device::flex() {
+        return rayon::scope(|_| compute());
+    }
+    let _ = device;
+    compute()
 }

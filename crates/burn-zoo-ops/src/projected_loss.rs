@@ -5,7 +5,7 @@ use burn::backend::{
     Backend, TensorMetadata,
     tensor::{FloatTensor, IntTensor},
 };
-use burn::tensor::{Shape, Slice};
+use burn::tensor::Slice;
 
 use crate::{Affine, TransformerOps};
 
@@ -119,15 +119,6 @@ pub(crate) fn composed_forward<B: TransformerOps>(
         biases.unwrap_or_else(unread),
     );
     (total.clone(), input, weight, bias)
-}
-
-/// A gradient multiplied by that of the loss `[1]`.
-pub(crate) fn composed_backward<B: Backend>(
-    gradient: FloatTensor<B>,
-    grad: FloatTensor<B>,
-) -> FloatTensor<B> {
-    let ones = vec![1; gradient.shape().num_dims()];
-    B::float_mul(gradient, B::float_reshape(grad, Shape::from(ones)))
 }
 
 #[cfg(test)]

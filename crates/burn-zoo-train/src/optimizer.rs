@@ -12,6 +12,7 @@ use burn::optim::{
 };
 use burn::tensor::Tensor;
 use burn_zoo_nn::ConfigError;
+use burn_zoo_ops::{scale, square_sum};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -571,7 +572,7 @@ pub(crate) fn global_norm<M: Module>(module: &M, grads: &GradientsParams) -> Opt
     impl ModuleVisitor for SquaredNorm<'_> {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             if let Some(grad) = self.grads.get::<D>(param.id) {
-                let square = grad.square().sum();
+                let square = square_sum(grad);
                 self.sum = Some(match self.sum.take() {
                     Some(sum) => sum + square,
                     None => square,
@@ -597,8 +598,8 @@ pub(crate) fn scale_gradients<M: Module>(
     impl ModuleVisitor for Scale {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             if let Some(grad) = self.grads.remove::<D>(param.id) {
-                let scaled = grad * self.factor.clone().unsqueeze();
-                self.grads.register(param.id, scaled);
+                self.grads
+                    .register(param.id, scale(grad, self.factor.clone()));
             }
         }
     }

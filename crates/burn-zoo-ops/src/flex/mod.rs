@@ -15,6 +15,7 @@ mod product;
 mod projected_loss;
 mod rotary;
 mod rows;
+mod scale;
 mod simd;
 
 use burn::backend::{
@@ -260,13 +261,17 @@ impl TransformerOps for Flex {
         }
     }
 
-    fn class_projection_loss_backward(
-        gradient: FloatTensor<Self>,
-        grad: FloatTensor<Self>,
-    ) -> FloatTensor<Self> {
-        match are_f32([&gradient, &grad]) {
-            true => projected_loss::backward(gradient, grad),
-            false => crate::projected_loss::composed_backward::<Self>(gradient, grad),
+    fn scaled(input: FloatTensor<Self>, factor: FloatTensor<Self>) -> FloatTensor<Self> {
+        match are_f32([&input, &factor]) {
+            true => scale::scale(input, factor),
+            false => crate::scale::composed::<Self>(input, factor),
+        }
+    }
+
+    fn sum_of_squares(input: FloatTensor<Self>) -> FloatTensor<Self> {
+        match are_f32([&input]) {
+            true => scale::square_sum(input),
+            false => crate::scale::composed_square_sum::<Self>(input),
         }
     }
 

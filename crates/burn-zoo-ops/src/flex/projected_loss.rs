@@ -8,7 +8,7 @@ use gemm::Parallelism;
 use super::likelihood;
 use super::linear::{repeat, sum_columns};
 use super::product::{Matrix, product};
-use super::simd::{chunk_length, contiguous, tensor, update};
+use super::simd::{contiguous, tensor};
 use crate::{Affine, ClassLoss, projected_loss::block_rows};
 
 /// The loss `[1]`, and the gradients of input, weight and bias; the last two only where they are `learned`.
@@ -118,24 +118,4 @@ pub(super) fn forward(
         weight_grads,
         tensor(bias_grads, Shape::new([n_biases])),
     )
-}
-
-/// The gradient times that of the loss `[1]`, in its place: it can be as large as the model. Nearly always the loss is what
-/// is differentiated, and there is nothing to do.
-pub(super) fn backward(gradient: FlexTensor, grad: FlexTensor) -> FlexTensor {
-    let (grad, range) = contiguous(grad);
-    let share = grad.storage::<f32>()[range.start];
-    if share == 1.0 {
-        return gradient;
-    }
-    let is_across = gradient.layout().strides().first() == Some(&1);
-    let swapped = |tensor: FlexTensor| match is_across && tensor.layout().shape().num_dims() == 2 {
-        true => tensor.transpose(0, 1),
-        false => tensor,
-    };
-    let gradient = swapped(gradient);
-    let length = chunk_length(gradient.layout().num_elements(), 1);
-    swapped(update(gradient, length, |_, values| {
-        values.iter_mut().for_each(|value| *value *= share);
-    }))
 }
