@@ -8,6 +8,7 @@ mod formulas;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::{Device, FloatDType, Int, Tensor, activation};
+use burn_zoo::backend::FoundDevice;
 use burn_zoo::ops::{
     Activation, AdamWStep, AttentionMask, ClassLoss, NormKind, Scoring, activate, adamw, attention,
     dropout, linear, negative_log_likelihood, normalize, projected_loss,
@@ -287,6 +288,60 @@ fn attention_is_right_on_every_backend() {
     for found in devices() {
         for sizes in cases {
             check_attention(sizes, &found.device, &found.name);
+        }
+    }
+}
+
+/// Sequences of several tiles, and of parts of one; heads in the middle of memory, as a projection leaves them; with a
+/// bias that is read at every head. Against the same composed on the processor.
+#[test]
+fn attention_in_tiles_is_right_on_every_backend() {
+    let banded = |window| AttentionMask::Banded { window };
+    let cases = [
+        (2, 2, 2, [70, 75, 75], AttentionMask::Causal),
+        (1, 1, 1, [33, 33, 40], AttentionMask::Full),
+        (1, 2, 1, [65, 130, 24], banded(20)),
+        (2, 1, 3, [1, 40, 16], AttentionMask::Causal),
+        (1, 1, 2, [129, 129, 64], banded(64)),
+        (1, 1, 1, [40, 5, 8], AttentionMask::Full),
+        (1, 1, 1, [3, 3, 130], AttentionMask::Causal),
+        (1, 1, 1, [2, 3, 300], AttentionMask::Causal),
+    ];
+    for (batch, n_kv_heads, group, [seq_q, seq_k, head_dim], mask) in cases {
+        let sizes = Sizes {
+            batch,
+            n_kv_heads,
+            group,
+            seq_q,
+            seq_k,
+            head_dim,
+            mask,
+        };
+        let shape = [1, n_kv_heads * group, 1, seq_k];
+        let added = normal(9, shape.iter().product());
+        let bias = |device: &Device| {
+            Tensor::<4>::from_data(data(&added, shape), &device.clone().autodiff())
+        };
+        // The same values, of which those of a position lie together.
+        let by_position = |tensor: Tensor<4>| {
+            let stored = tensor.swap_dims(1, 2);
+            let dims = stored.dims();
+            stored.reshape([-1]).reshape(dims).swap_dims(1, 2)
+        };
+        let device = processor();
+        let expected = with_gradients(sizes, &device, |q, k, v| {
+            composed_attention(sizes, q, k, v, Some(bias(&device)))
+        });
+        for found in devices() {
+            let ours = with_gradients(sizes, &found.device, |q, k, v| {
+                let [q, k, v] = [q, k, v].map(by_position);
+                let output = attention(q, k, v, Some(bias(&found.device)), sizes.scoring());
+                by_position(output)
+            });
+            for (number, (ours, expected)) in ours.iter().zip(&expected).enumerate() {
+                let what = format!("{}, {sizes:?}, {number}", found.name);
+                assert_close(ours, expected, 5e-5, &what);
+            }
         }
     }
 }
@@ -907,27 +962,63 @@ fn operations_read_any_layout() {
             "moments stay",
         );
     }
-    let nothing = Tensor::<2>::zeros([0, 4], &processor());
-    let weight = Tensor::<1>::ones([4], &processor());
-    let normed = normalize(nothing.clone(), weight, None, NormKind::Rms, EPSILON);
-    assert_eq!(normed.dims(), [0, 4]);
-    let activated = activate(nothing.clone(), Activation::Silu);
-    assert_eq!(activated.dims(), [0, 4]);
-    assert_eq!(dropout(nothing, 0.0).dims(), [0, 4]);
+    // Where there are kernels.
+    let has_kernels = |found: &FoundDevice| ["flex", "wgpu"].contains(&found.backend.name());
+    for found in devices().into_iter().filter(has_kernels) {
+        let device = found.device.autodiff();
+        let nothing = Tensor::<2>::zeros([0, 4], &device).require_grad();
+        let weight = Tensor::<1>::ones([4], &device).require_grad();
+        let normed = normalize(
+            nothing.clone(),
+            weight.clone(),
+            None,
+            NormKind::Rms,
+            EPSILON,
+        );
+        assert_eq!(normed.dims(), [0, 4]);
+        let activated = activate(normed, Activation::Silu);
+        assert_eq!(activated.dims(), [0, 4]);
+        let dropped = dropout(activated, 0.0);
+        assert_eq!(dropped.dims(), [0, 4]);
+        let classes = Tensor::<1, Int>::zeros([0], &device);
+        let losses = negative_log_likelihood(dropped, classes, 0.1);
+        assert_eq!(losses.dims(), [0]);
+        let grads = losses.sum().backward();
+        assert_eq!(nothing.grad(&grads).unwrap().dims(), [0, 4]);
+        assert_eq!(values(weight.grad(&grads).unwrap()), [0.0; 4]);
+        let heads = Tensor::<4>::zeros([0, 2, 3, 4], &device).require_grad();
+        let scoring = Scoring::scaled(AttentionMask::Causal, 4);
+        let output = attention(heads.clone(), heads.clone(), heads.clone(), None, scoring);
+        assert_eq!(output.dims(), [0, 2, 3, 4]);
+        let grads = output.sum().backward();
+        assert_eq!(heads.grad(&grads).unwrap().dims(), [0, 2, 3, 4]);
+    }
 }
 
-/// Types that kernels do not read take the composed forms: in 16 bits, about the same comes out.
+/// In 16 bits, which some kernels read and which take the composed forms elsewhere, about the same comes out.
 #[test]
 fn sixteen_bits_are_read_as_well() {
-    let device = processor().autodiff();
+    for found in devices() {
+        for dtype in [FloatDType::BF16, FloatDType::F16] {
+            if found.device.supports_dtype(dtype) {
+                check_sixteen_bits(&found.device, dtype, &found.name);
+            }
+        }
+    }
+}
+
+fn check_sixteen_bits(device: &Device, dtype: FloatDType, name: &str) {
+    let device = device.clone().autodiff();
     let half = |seed, shape: [usize; 2]| {
         let x = Tensor::<2>::from_data(data(&normal(seed, shape[0] * shape[1]), shape), &device);
-        x.cast(FloatDType::BF16)
+        x.cast(dtype)
     };
     let weight = half(2, [1, 8]).squeeze_dim::<1>(0);
     type Operation<'a> = &'a dyn Fn(Tensor<2>) -> Tensor<2>;
     let heads = |x: Tensor<2>| x.reshape([1, 2, 3, 8]);
-    let operations: [Operation; 4] = [
+    let classes = Tensor::<1, Int>::from_data([0, 1, 2, 3, 4, 5], &device);
+    let operations: [Operation; 5] = [
+        &|x| negative_log_likelihood(x, classes.clone(), 0.1).unsqueeze(),
         &|x| activate(x, Activation::GeluTanh),
         &|x| activate(x, Activation::Gelu),
         &|x| {
@@ -949,7 +1040,8 @@ fn sixteen_bits_are_read_as_well() {
         let input = half(1, [6, 8]);
         let [exact, rounded] = [input.clone().cast(FloatDType::F32), input].map(run);
         for (exact, rounded) in exact.iter().zip(&rounded) {
-            assert_close(rounded, exact, 0.15, &format!("operation {number}"));
+            let what = format!("{name}, {dtype:?}, operation {number}");
+            assert_close(rounded, exact, 0.15, &what);
         }
     }
 }

@@ -76,6 +76,7 @@ impl Scoring {
 
 /// What is added to the scores besides the mask.
 #[derive(Clone, Debug, ExtensionType)]
+#[extension_type(fusion: cfg(feature = "cube"))]
 pub enum ScoreBias<B: Backend> {
     /// Nothing.
     None,

@@ -2,8 +2,4 @@
 
 use crate::TransformerOps;
 
-#[cfg(feature = "ndarray")]
 impl TransformerOps for burn_ndarray::NdArray {}
-
-#[cfg(feature = "cube")]
-impl TransformerOps for burn_cubecl::Cube {}

@@ -6,7 +6,7 @@
 //!
 //! - [`TransformerOps`] is written once against the `Backend` trait. Each operation has a default
 //!   body composed from `Backend` operations, so any backend runs it.
-//! - A backend overrides what pays: Flex has kernels of its own, `LibTorch` uses those of ATen.
+//! - A backend overrides what pays: Flex and Cube have kernels of their own, `LibTorch` uses those of ATen.
 //! - `Autodiff<B, C>` carries one hand-written gradient per operation, which serves
 //!   every backend, because it only calls the `_forward` and `_backward` methods of the trait.
 //!
@@ -52,7 +52,10 @@ mod activation;
 mod adamw;
 mod attention;
 mod autodiff;
+#[cfg(feature = "ndarray")]
 mod backends;
+#[cfg(feature = "cube")]
+mod cube;
 mod dropout;
 #[cfg(feature = "flex")]
 mod flex;
@@ -83,12 +86,10 @@ pub use rotary::Pairing;
     NdArray: cfg(feature = "ndarray"),
     LibTorch: cfg(feature = "libtorch"),
     Cube: cfg(feature = "cube"),
-    Autodiff,
-    Fusion: cfg(feature = "cube")
+    Autodiff
 )]
 pub trait TransformerOps: Backend {
     /// Scaled dot-product attention, see [`attention`].
-    #[fusion(default)]
     fn masked_attention(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
@@ -104,7 +105,6 @@ pub trait TransformerOps: Backend {
     /// Returns the output and a tensor that only the same backend's
     /// [`masked_attention_backward`](Self::masked_attention_backward) reads: the composed form
     /// keeps the probabilities, a fused kernel the log-sum-exp of each row.
-    #[fusion(default)]
     fn masked_attention_forward(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
@@ -121,7 +121,6 @@ pub trait TransformerOps: Backend {
     /// [`masked_attention_forward`](Self::masked_attention_forward), `output` its first, and
     /// `grad` the gradient of the output. The last result means something only for
     /// [`ScoreBias::Learned`].
-    #[fusion(default)]
     fn masked_attention_backward(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
@@ -142,7 +141,6 @@ pub trait TransformerOps: Backend {
     }
 
     /// `x W + b`, see [`linear`].
-    #[fusion(default)]
     fn affine_map(
         input: FloatTensor<Self>,
         #[extension_type] affine: Affine<Self>,
@@ -151,19 +149,16 @@ pub trait TransformerOps: Backend {
     }
 
     /// The gradient of its bias: the sums of everything but the last dimension, `[.., d_output] → [d_output]`.
-    #[fusion(default)]
     fn affine_map_bias_backward(grad: FloatTensor<Self>) -> FloatTensor<Self> {
         Self::linear_bias_backward(grad)
     }
 
     /// An activation, see [`activate`].
-    #[fusion(default)]
     fn smooth_activation(input: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self> {
         activation::composed::<Self>(input, activation)
     }
 
     /// Its gradient.
-    #[fusion(default)]
     fn smooth_activation_backward(
         input: FloatTensor<Self>,
         grad: FloatTensor<Self>,
@@ -173,7 +168,6 @@ pub trait TransformerOps: Backend {
     }
 
     /// An activation times a second input, see [`gate`].
-    #[fusion(default)]
     fn gated_activation(
         gate: FloatTensor<Self>,
         up: FloatTensor<Self>,
@@ -183,7 +177,6 @@ pub trait TransformerOps: Backend {
     }
 
     /// The gradients of both inputs.
-    #[fusion(default)]
     fn gated_activation_backward(
         gate: FloatTensor<Self>,
         up: FloatTensor<Self>,
@@ -194,7 +187,6 @@ pub trait TransformerOps: Backend {
     }
 
     /// Rotary positions, see [`rotate`]. With the sines negated it is its own gradient.
-    #[fusion(default)]
     fn rotate_pairs(
         input: FloatTensor<Self>,
         cos: FloatTensor<Self>,
@@ -205,13 +197,11 @@ pub trait TransformerOps: Backend {
     }
 
     /// Rows of a table, see [`gather_rows`].
-    #[fusion(default)]
     fn row_gather(table: FloatTensor<Self>, indices: IntTensor<Self>) -> FloatTensor<Self> {
         Self::float_select(table, 0, indices)
     }
 
     /// Adds the gradients of the rows `[n_rows, width]` to what the gradient of the table is without them, `[n, width]`.
-    #[fusion(default)]
     fn row_gather_backward(
         total: FloatTensor<Self>,
         indices: IntTensor<Self>,
@@ -221,7 +211,6 @@ pub trait TransformerOps: Backend {
     }
 
     /// A sum of weighted rows, see [`add_rows`].
-    #[fusion(default)]
     fn weighted_row_add(
         total: FloatTensor<Self>,
         rows: FloatTensor<Self>,
@@ -232,7 +221,6 @@ pub trait TransformerOps: Backend {
     }
 
     /// The gradients of rows and weights. That of the total is `grad`.
-    #[fusion(default)]
     fn weighted_row_add_backward(
         rows: FloatTensor<Self>,
         weights: FloatTensor<Self>,
@@ -243,14 +231,12 @@ pub trait TransformerOps: Backend {
     }
 
     /// Dropout, see [`dropout`].
-    #[fusion(default)]
     fn random_dropout(input: FloatTensor<Self>, probability: f64) -> FloatTensor<Self> {
         Self::random_dropout_forward(input, probability).0
     }
 
     /// [`random_dropout`](Self::random_dropout), and a tensor that only the same backend's
     /// [`random_dropout_backward`](Self::random_dropout_backward) reads.
-    #[fusion(default)]
     fn random_dropout_forward(
         input: FloatTensor<Self>,
         probability: f64,
@@ -259,7 +245,6 @@ pub trait TransformerOps: Backend {
     }
 
     /// The gradient of dropout with respect to its input.
-    #[fusion(default)]
     fn random_dropout_backward(
         saved: FloatTensor<Self>,
         grad: FloatTensor<Self>,
@@ -270,7 +255,6 @@ pub trait TransformerOps: Backend {
     }
 
     /// A step of an optimiser, see [`adamw`]. Returns the parameter and its moments.
-    #[fusion(default)]
     fn adamw_update(
         parameter: FloatTensor<Self>,
         grad: FloatTensor<Self>,
@@ -282,7 +266,6 @@ pub trait TransformerOps: Backend {
     }
 
     /// The negative log-likelihood, see [`negative_log_likelihood`].
-    #[fusion(default)]
     fn class_losses(
         logits: FloatTensor<Self>,
         classes: IntTensor<Self>,
@@ -293,7 +276,6 @@ pub trait TransformerOps: Backend {
 
     /// [`class_losses`](Self::class_losses) and a tensor that only the same backend's
     /// [`class_losses_backward`](Self::class_losses_backward) reads: the composed form keeps the log-sum-exp of each row.
-    #[fusion(default)]
     fn class_losses_forward(
         logits: FloatTensor<Self>,
         classes: IntTensor<Self>,
@@ -303,7 +285,6 @@ pub trait TransformerOps: Backend {
     }
 
     /// The gradient of the logits.
-    #[fusion(default)]
     fn class_losses_backward(
         logits: FloatTensor<Self>,
         classes: IntTensor<Self>,
@@ -315,7 +296,6 @@ pub trait TransformerOps: Backend {
     }
 
     /// The loss of classes whose logits are the outputs of a linear layer, see [`projected_loss`].
-    #[fusion(default)]
     fn class_projection_loss(
         input: FloatTensor<Self>,
         #[extension_type] affine: Affine<Self>,
@@ -328,7 +308,6 @@ pub trait TransformerOps: Backend {
     /// [`class_projection_loss`](Self::class_projection_loss) and its gradients with respect to input, weight and bias.
     ///
     /// Those of weight and bias mean something only when they are `learned`, that of the bias only where there is one.
-    #[fusion(default)]
     fn class_projection_loss_forward(
         input: FloatTensor<Self>,
         #[extension_type] affine: Affine<Self>,
@@ -345,19 +324,16 @@ pub trait TransformerOps: Backend {
     }
 
     /// All values times a factor `[1]`, see [`scale`].
-    #[fusion(default)]
     fn scaled(input: FloatTensor<Self>, factor: FloatTensor<Self>) -> FloatTensor<Self> {
         scale::composed::<Self>(input, factor)
     }
 
     /// The sum of all squares `[1]`, see [`square_sum`].
-    #[fusion(default)]
     fn sum_of_squares(input: FloatTensor<Self>) -> FloatTensor<Self> {
         scale::composed_square_sum::<Self>(input)
     }
 
     /// Layer or root-mean-square normalisation, see [`normalize`].
-    #[fusion(default)]
     fn affine_normalize(
         input: FloatTensor<Self>,
         #[extension_type] affine: Affine<Self>,
@@ -372,7 +348,6 @@ pub trait TransformerOps: Backend {
     /// Returns the output and two tensors that only the same backend's
     /// [`affine_normalize_backward`](Self::affine_normalize_backward) reads: the composed form keeps the normalised
     /// input `[.., d_model]` and the reciprocal standard deviation `[.., 1]`.
-    #[fusion(default)]
     fn affine_normalize_forward(
         input: FloatTensor<Self>,
         #[extension_type] affine: Affine<Self>,
@@ -383,7 +358,6 @@ pub trait TransformerOps: Backend {
     }
 
     /// A sum and its normalisation, see [`add_normalize`].
-    #[fusion(default)]
     fn add_normalize(
         input: FloatTensor<Self>,
         added: FloatTensor<Self>,
@@ -398,7 +372,6 @@ pub trait TransformerOps: Backend {
 
     /// [`add_normalize`](Self::add_normalize), and with it what
     /// [`affine_normalize_forward`](Self::affine_normalize_forward) of the sum returns.
-    #[fusion(default)]
     fn add_normalize_forward(
         input: FloatTensor<Self>,
         added: FloatTensor<Self>,
@@ -417,7 +390,6 @@ pub trait TransformerOps: Backend {
     /// The gradients of normalisation with respect to input, weight and bias.
     ///
     /// The bias gradient is returned whether or not the forward pass had a bias.
-    #[fusion(default)]
     fn affine_normalize_backward(
         normalized: FloatTensor<Self>,
         reciprocal_std: FloatTensor<Self>,

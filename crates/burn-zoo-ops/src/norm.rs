@@ -6,7 +6,7 @@ use burn::tensor::Shape;
 use crate::TransformerOps;
 
 /// What is taken out of each row before scaling.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum NormKind {
     /// Mean and standard deviation (LayerNorm).
     Layer,
@@ -17,6 +17,7 @@ pub enum NormKind {
 /// What is learned of a normalisation, vectors `[d_model]`; or of a linear layer, a matrix `[d_input, d_output]` and a
 /// vector `[d_output]`.
 #[derive(Clone, Debug, ExtensionType)]
+#[extension_type(fusion: cfg(feature = "cube"))]
 pub enum Affine<B: Backend> {
     /// Multiply by the weight.
     Scale(FloatTensor<B>),
