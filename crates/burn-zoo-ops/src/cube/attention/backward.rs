@@ -15,7 +15,7 @@ use cubecl::prelude::*;
 
 use super::super::workgroup::{element, empty};
 use super::tile::{
-    EACH, Operands, Tiling, accumulate, multiply, rows_of, scale_rows, share, store, zeros,
+    EACH, Four, Operands, Tiling, accumulate, multiply, rows_of, scale_rows, share, store, zeros,
 };
 use super::{
     Positions, Variant, bias_or, end_key, end_query, first_key, first_query, is_causal, score,
@@ -58,7 +58,7 @@ fn query_kernel<F: Float>(
     let rows_before = (batch * n_heads + head) * at.seq_q;
 
     let mut operands = Operands::new(tiling);
-    let mut weights = Shared::<[f32]>::new_slice(comptime!(tiling.weights()));
+    let mut weights = Shared::<[Four]>::new_slice(comptime!(tiling.fours()));
     let mut part = Array::<f32>::new(comptime!(EACH * EACH));
     let mut change = Array::<f32>::new(comptime!(EACH * EACH));
     let mut log_sum = Array::<f32>::new(EACH);
@@ -156,7 +156,7 @@ fn key_kernel<F: Float>(
     let values = rows_of(value, batch, kv_head, first);
 
     let mut operands = Operands::new(tiling);
-    let mut weights = Shared::<[f32]>::new_slice(comptime!(tiling.weights()));
+    let mut weights = Shared::<[Four]>::new_slice(comptime!(tiling.fours()));
     let mut part = Array::<f32>::new(comptime!(EACH * EACH));
     let mut change = Array::<f32>::new(comptime!(EACH * EACH));
     let mut scales = Array::<f32>::new(EACH);

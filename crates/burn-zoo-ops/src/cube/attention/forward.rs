@@ -8,7 +8,7 @@ use cubecl::prelude::*;
 
 use super::super::workgroup::{element, empty};
 use super::tile::{
-    EACH, Operands, Tiling, accumulate, multiply, rows_of, scale_rows, share, store, zeros,
+    EACH, Four, Operands, Tiling, accumulate, multiply, rows_of, scale_rows, share, store, zeros,
 };
 use super::{HIDDEN, Positions, Variant, bias_or, end_key, first_key, is_causal, score, window};
 use crate::{ScoreBias, Scoring};
@@ -42,7 +42,7 @@ fn forward_kernel<F: Float>(
     let queries = rows_of(query, batch, head, first);
 
     let mut operands = Operands::new(tiling);
-    let mut weights = Shared::<[f32]>::new_slice(comptime!(tiling.weights()));
+    let mut weights = Shared::<[Four]>::new_slice(comptime!(tiling.fours()));
     let mut parts = Shared::<[f32]>::new_slice(comptime!(tiling.parts()));
     let mut part = Array::<f32>::new(comptime!(EACH * EACH));
     let mut largest = Array::<f32>::new(EACH);

@@ -4,18 +4,18 @@
 use burn_cubecl::cubecl;
 use cubecl::{client::Client, prelude::*};
 
-/// Rows of a tile that a unit makes, and columns: it reads eight values for sixteen products.
+/// Rows of a tile that a unit makes, and columns: they are `side` apart.
 pub(super) const EACH: usize = 4;
-/// Channels that are in shared memory at once, at most.
-const MOST_DEPTH: usize = 32;
+
+/// What shared memory is read in.
+pub(super) type Four = Vector<f32, Const<4>>;
 
 /// What the code of a kernel depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Tiling {
-    /// Units along a side of the square.
+    /// Units along a side of the square. A row of a tile is as many fours, and so are the channels that are in shared
+    /// memory at once.
     pub(super) side: usize,
-    /// Channels that are in shared memory at once: a power of two, and a multiple of `side`.
-    depth: usize,
     head_dim: usize,
 }
 
@@ -23,17 +23,11 @@ impl Tiling {
     /// The largest tiles that a device can hold, and that sequences of this length fill.
     pub(super) fn new(client: &Client, head_dim: usize, seq: usize) -> Option<Self> {
         let hardware = &client.properties().hardware;
-        let widest = head_dim.next_power_of_two().min(MOST_DEPTH);
-        let choices = [(16, widest), (16, 16), (8, widest), (8, 8)];
-        choices.into_iter().find_map(|(side, depth)| {
-            let tiling = Self {
-                side,
-                depth: depth.max(side),
-                head_dim,
-            };
+        [16, 8].into_iter().find_map(|side| {
+            let tiling = Self { side, head_dim };
             let is_filled = side == 8 || tiling.rows() <= seq;
             let is_held = side * side <= hardware.max_units_per_cube as usize
-                && tiling.shared() * size_of::<f32>() <= hardware.max_shared_memory_size;
+                && tiling.bytes() <= hardware.max_shared_memory_size;
             (is_filled && is_held).then_some(tiling)
         })
     }
@@ -43,14 +37,14 @@ impl Tiling {
         self.side * EACH
     }
 
-    /// Values of a tile, with one more in each row: units that read a column read from all banks.
-    pub(super) fn weights(self) -> usize {
-        self.rows() * (self.rows() + 1)
+    /// Fours between rows in shared memory. One is left empty, so that a column is in different banks.
+    fn stride(self) -> usize {
+        self.side + 1
     }
 
-    /// Values of some channels of as many rows, with one more in each, too.
-    pub(super) fn operand(self) -> usize {
-        self.rows() * (self.depth + 1)
+    /// Fours of a tile, or of as many channels of its rows.
+    pub(super) fn fours(self) -> usize {
+        self.rows() * self.stride()
     }
 
     /// A value for each row and unit along it.
@@ -58,23 +52,19 @@ impl Tiling {
         self.rows() * self.side
     }
 
-    fn shared(self) -> usize {
-        self.weights() + 2 * self.operand() + self.parts()
+    /// Of shared memory.
+    fn bytes(self) -> usize {
+        (3 * 4 * self.fours() + self.parts()) * size_of::<f32>()
     }
 
-    /// How often the channels are loaded until all were.
+    /// How often channels are loaded until all were.
     fn chunks(self) -> usize {
-        self.head_dim.div_ceil(self.depth)
+        self.head_dim.div_ceil(4 * self.side)
     }
 
-    /// Channels of a row that a unit makes each time.
-    fn channels(self) -> usize {
-        self.depth / self.side
-    }
-
-    /// Values of rows of all channels that a unit makes.
-    pub(super) fn kept(self) -> usize {
-        self.chunks() * EACH * self.channels()
+    /// Fours of rows of all channels that a unit makes.
+    fn kept(self) -> usize {
+        self.chunks() * EACH
     }
 
     pub(super) fn dim(self) -> CubeDim {
@@ -108,26 +98,45 @@ pub(super) fn rows_of<F: Float>(
     }
 }
 
+/// Shared memory for what is multiplied.
+#[derive(CubeType)]
+pub(super) struct Operands {
+    left: Shared<[Four]>,
+    right: Shared<[Four]>,
+}
+
+#[cube]
+impl Operands {
+    pub(super) fn new(#[comptime] tiling: Tiling) -> Self {
+        Operands {
+            left: Shared::<[Four]>::new_slice(comptime!(tiling.fours())),
+            right: Shared::<[Four]>::new_slice(comptime!(tiling.fours())),
+        }
+    }
+}
+
 /// Loads some channels of a tile's rows, zeros where there are none.
 #[cube]
 fn load<F: Float>(
     tensor: &Tensor<F>,
     rows: &Rows,
     first_channel: usize,
-    operand: &mut Shared<[f32]>,
+    operand: &mut Shared<[Four]>,
     #[comptime] tiling: Tiling,
 ) {
-    let values = comptime!(tiling.rows() * tiling.depth);
-    let units = comptime!(tiling.side * tiling.side);
-    for index in range_stepped(UNIT_POS as usize, values, units) {
-        let row = index / tiling.depth;
-        let channel = index % tiling.depth;
-        let mut value = 0.0f32;
-        if row < rows.count && first_channel + channel < tiling.head_dim {
-            let offset = row * rows.row_stride + (first_channel + channel) * rows.channel_stride;
-            value = f32::cast_from(tensor[rows.start + offset]);
+    #[unroll]
+    for i in 0..EACH {
+        let row = UNIT_POS_Y as usize + comptime!(i * tiling.side);
+        let channel = first_channel + 4 * UNIT_POS_X as usize;
+        let offset = rows.start + row * rows.row_stride + channel * rows.channel_stride;
+        let mut four = Four::new(0.0f32);
+        #[unroll]
+        for j in 0..4usize {
+            if row < rows.count && channel + j < tiling.head_dim {
+                four.insert(j, f32::cast_from(tensor[offset + j * rows.channel_stride]));
+            }
         }
-        operand[row * comptime!(tiling.depth + 1) + channel] = value;
+        operand[row * comptime!(tiling.stride()) + UNIT_POS_X as usize] = four;
     }
 }
 
@@ -142,120 +151,96 @@ pub(super) fn multiply<F: Float>(
     product: &mut Array<f32>,
     #[comptime] tiling: Tiling,
 ) {
-    let stride = comptime!(tiling.depth + 1);
-    let mut a = Array::<f32>::new(EACH);
-    let mut b = Array::<f32>::new(EACH);
+    let mut a = Array::<Four>::new(EACH);
+    let mut b = Array::<Four>::new(EACH);
     #[unroll]
     for index in 0..comptime!(EACH * EACH) {
         product[index] = 0.0f32;
     }
     for chunk in 0..comptime!(tiling.chunks()) {
+        let first_channel = chunk * comptime!(4 * tiling.side);
         // Others may still read what is there.
         sync_cube();
-        load(
-            left,
-            left_rows,
-            chunk * tiling.depth,
-            &mut operands.left,
-            tiling,
-        );
+        load(left, left_rows, first_channel, &mut operands.left, tiling);
         load(
             right,
             right_rows,
-            chunk * tiling.depth,
+            first_channel,
             &mut operands.right,
             tiling,
         );
         sync_cube();
-        for channel in 0..tiling.depth {
+        for channels in 0..tiling.side {
             #[unroll]
             for i in 0..EACH {
-                let offset = comptime!(i * tiling.side);
-                a[i] = operands.left[(UNIT_POS_Y as usize + offset) * stride + channel];
-                b[i] = operands.right[(UNIT_POS_X as usize + offset) * stride + channel];
+                let stride = comptime!(tiling.stride());
+                let row = UNIT_POS_Y as usize + comptime!(i * tiling.side);
+                let column = UNIT_POS_X as usize + comptime!(i * tiling.side);
+                a[i] = operands.left[row * stride + channels];
+                b[i] = operands.right[column * stride + channels];
             }
             #[unroll]
             for i in 0..EACH {
                 #[unroll]
                 for j in 0..EACH {
-                    product[comptime!(i * EACH + j)] += a[i] * b[j];
+                    #[unroll]
+                    for channel in 0..4usize {
+                        product[comptime!(i * EACH + j)] +=
+                            a[i].extract(channel) * b[j].extract(channel);
+                    }
                 }
             }
         }
     }
 }
 
-/// Shared memory for what is multiplied.
-#[derive(CubeType)]
-pub(super) struct Operands {
-    left: Shared<[f32]>,
-    right: Shared<[f32]>,
-}
-
-#[cube]
-impl Operands {
-    pub(super) fn new(#[comptime] tiling: Tiling) -> Self {
-        Operands {
-            left: Shared::<[f32]>::new_slice(comptime!(tiling.operand())),
-            right: Shared::<[f32]>::new_slice(comptime!(tiling.operand())),
-        }
-    }
-}
-
 /// Writes a unit's part of a tile where all units can read it, as [`accumulate`] does. Nobody may still read the last.
 #[cube]
-pub(super) fn share(part: &Array<f32>, weights: &mut Shared<[f32]>, #[comptime] tiling: Tiling) {
+pub(super) fn share(part: &Array<f32>, weights: &mut Shared<[Four]>, #[comptime] tiling: Tiling) {
     #[unroll]
     for i in 0..EACH {
         let row = UNIT_POS_Y as usize + comptime!(i * tiling.side);
+        let mut four = Four::new(0.0f32);
         #[unroll]
         for j in 0..EACH {
-            let column = UNIT_POS_X as usize + comptime!(j * tiling.side);
-            weights[row * comptime!(tiling.rows() + 1) + column] = part[comptime!(i * EACH + j)];
+            four.insert(j, part[comptime!(i * EACH + j)]);
         }
+        weights[row * comptime!(tiling.stride()) + UNIT_POS_X as usize] = four;
     }
 }
 
-/// Adds `weights · matrix` to `sums`, the unit's rows and channels of it. Begins by waiting for all units.
+/// Adds `weights · matrix` to `sums`, of which a unit has its rows and some channels. Begins by waiting for all units.
 #[cube]
 pub(super) fn accumulate<F: Float>(
-    weights: &Shared<[f32]>,
+    weights: &Shared<[Four]>,
     matrix: &Tensor<F>,
     rows: &Rows,
     operands: &mut Operands,
-    sums: &mut Array<f32>,
+    sums: &mut Array<Four>,
     #[comptime] tiling: Tiling,
 ) {
-    let channels = comptime!(tiling.channels());
-    let mut a = Array::<f32>::new(EACH);
-    let mut b = Array::<f32>::new(channels);
+    let stride = comptime!(tiling.stride());
+    let mut a = Array::<Four>::new(EACH);
     #[unroll]
     for chunk in 0..comptime!(tiling.chunks()) {
+        let first_channel = comptime!(chunk * 4 * tiling.side);
         sync_cube();
-        load(
-            matrix,
-            rows,
-            comptime!(chunk * tiling.depth),
-            &mut operands.right,
-            tiling,
-        );
+        load(matrix, rows, first_channel, &mut operands.right, tiling);
         sync_cube();
-        for k in 0..comptime!(tiling.rows()) {
+        // The columns of one unit, which are `side` apart, are in one four.
+        for unit in 0..tiling.side {
             #[unroll]
             for i in 0..EACH {
                 let row = UNIT_POS_Y as usize + comptime!(i * tiling.side);
-                a[i] = weights[row * comptime!(tiling.rows() + 1) + k];
+                a[i] = weights[row * stride + unit];
             }
             #[unroll]
-            for j in 0..channels {
-                let channel = UNIT_POS_X as usize + comptime!(j * tiling.side);
-                b[j] = operands.right[k * comptime!(tiling.depth + 1) + channel];
-            }
-            #[unroll]
-            for i in 0..EACH {
+            for j in 0..EACH {
+                let row = unit + comptime!(j * tiling.side);
+                let b = operands.right[row * stride + UNIT_POS_X as usize];
                 #[unroll]
-                for j in 0..channels {
-                    sums[comptime!((chunk * EACH + i) * channels + j)] += a[i] * b[j];
+                for i in 0..EACH {
+                    sums[comptime!(chunk * EACH + i)] += Four::new(a[i].extract(j)) * b;
                 }
             }
         }
@@ -264,27 +249,23 @@ pub(super) fn accumulate<F: Float>(
 
 /// Zeros for [`accumulate`] to add to.
 #[cube]
-pub(super) fn zeros(#[comptime] tiling: Tiling) -> Array<f32> {
-    let mut sums = Array::<f32>::new(comptime!(tiling.kept()));
+pub(super) fn zeros(#[comptime] tiling: Tiling) -> Array<Four> {
+    let mut sums = Array::<Four>::new(comptime!(tiling.kept()));
     #[unroll]
     for index in 0..comptime!(tiling.kept()) {
-        sums[index] = 0.0f32;
+        sums[index] = Four::new(0.0f32);
     }
     sums
 }
 
 /// Multiplies each of the unit's rows by a number.
 #[cube]
-pub(super) fn scale_rows(sums: &mut Array<f32>, factors: &Array<f32>, #[comptime] tiling: Tiling) {
-    let channels = comptime!(tiling.channels());
+pub(super) fn scale_rows(sums: &mut Array<Four>, factors: &Array<f32>, #[comptime] tiling: Tiling) {
     #[unroll]
     for chunk in 0..comptime!(tiling.chunks()) {
         #[unroll]
         for i in 0..EACH {
-            #[unroll]
-            for j in 0..channels {
-                sums[comptime!((chunk * EACH + i) * channels + j)] *= factors[i];
-            }
+            sums[comptime!(chunk * EACH + i)] *= Four::new(factors[i]);
         }
     }
 }
@@ -292,25 +273,23 @@ pub(super) fn scale_rows(sums: &mut Array<f32>, factors: &Array<f32>, #[comptime
 /// Writes the unit's rows to `[rows, head_dim]`, of which the tile begins at `first` and the last is before `end`.
 #[cube]
 pub(super) fn store<F: Float>(
-    sums: &Array<f32>,
+    sums: &Array<Four>,
     output: &mut [F],
     first: usize,
     end: usize,
     #[comptime] tiling: Tiling,
 ) {
-    let channels = comptime!(tiling.channels());
     #[unroll]
     for chunk in 0..comptime!(tiling.chunks()) {
+        let channel = 4 * (UNIT_POS_X as usize + comptime!(chunk * tiling.side));
         #[unroll]
         for i in 0..EACH {
             let row = first + UNIT_POS_Y as usize + comptime!(i * tiling.side);
             #[unroll]
-            for j in 0..channels {
-                let channel =
-                    UNIT_POS_X as usize + comptime!(chunk * tiling.depth + j * tiling.side);
-                if row < end && channel < tiling.head_dim {
-                    let value = sums[comptime!((chunk * EACH + i) * channels + j)];
-                    output[row * tiling.head_dim + channel] = F::cast_from(value);
+            for j in 0..4usize {
+                if row < end && channel + j < tiling.head_dim {
+                    let value = sums[comptime!(chunk * EACH + i)].extract(j);
+                    output[row * tiling.head_dim + channel + j] = F::cast_from(value);
                 }
             }
         }
