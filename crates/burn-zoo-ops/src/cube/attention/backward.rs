@@ -23,6 +23,13 @@ use super::{
 };
 use crate::{ScoreBias, Scoring};
 
+#[cube]
+fn write_where(is_there: bool, output: &mut [f32], index: usize, value: f32) {
+    if is_there {
+        output[index] = value;
+    }
+}
+
 /// Makes `dQ`, and where they are learned from, `dS`.
 #[cube(launch_unchecked)]
 fn query_kernel<F: Float>(
@@ -110,9 +117,9 @@ fn query_kernel<F: Float>(
                 let score = score(part[index] * scale, bias, &at, row, column, variant);
                 part[index] = (score - log_sum[i]).exp() * (change[index] - row_sum[i]);
                 if comptime!(is_learned) {
-                    if row < at.seq_q && column < at.seq_k {
-                        grad_scores[(rows_before + row) * at.seq_k + column] = part[index];
-                    }
+                    let is_there = row < at.seq_q && column < at.seq_k;
+                    let place = (rows_before + row) * at.seq_k + column;
+                    write_where(is_there, grad_scores, place, part[index]);
                 }
             }
         }
