@@ -1,8 +1,8 @@
 //! Kernels for the GPU (wgpu, Vulkan, Metal, CUDA, ROCm), written once in CubeCL.
 //!
 //! They read and write floats of 32 or 16 bits and compute in 32. What has no kernel takes the composed forms, whose
-//! chains of elementwise operations Burn's Fusion makes into kernels: that is why it is decided here, above Fusion, and
-//! why activations, which such a chain can hold with what is before and behind them, have none.
+//! chains of elementwise operations Burn's Fusion makes into kernels: that is why it is decided here, above Fusion.
+//! Activations have none, because such a chain holds what is before and behind them too: a kernel of their own took longer.
 
 mod attention;
 mod kernels;
