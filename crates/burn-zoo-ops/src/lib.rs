@@ -46,7 +46,7 @@ use burn::backend::{
     Backend, backend_extension,
     tensor::{FloatTensor, IntTensor},
 };
-use burn::tensor::{Device, Int, Tensor};
+use burn::tensor::{Int, Tensor};
 
 mod activation;
 mod adamw;
@@ -673,7 +673,7 @@ pub fn negative_log_likelihood(
 /// When the shapes do not fit.
 ///
 /// ```
-/// use burn::tensor::{Device, Int, Tensor};
+/// use burn::tensor::{Int, Tensor};
 /// use burn_zoo_ops::{ClassLoss, projected_loss};
 ///
 /// let device = Device::flex();
@@ -799,14 +799,22 @@ pub fn add_normalize<const D: usize>(
     (Tensor::from_dispatch(sum), Tensor::from_dispatch(output))
 }
 
-/// Runs what computes on `device` where the device's kernels run. Those of Flex share a pool of threads, and a kernel that
-/// is called from elsewhere wakes one of them and waits; called from one of them, it begins at once and the others join.
-/// For a small model, whose kernels take microseconds, that is a good part of a step.
-pub fn on_device<R: Send>(device: &Device, compute: impl FnOnce() -> R + Send) -> R {
+/// Runs a program's computing on one of the threads that Flex's kernels share. A kernel that is called from elsewhere wakes
+/// one of them and waits; called from one of them, it begins at once and the others join. For a small model, whose kernels
+/// take microseconds, that is a tenth of a step and more.
+///
+/// Other backends do not mind. With a single thread there is nothing to win, and what computes stays where it is: it might
+/// wait for work that needs that thread.
+pub fn on_worker<R: Send>(compute: impl FnOnce() -> R + Send) -> R {
     #[cfg(feature = "flex")]
-    if device.clone().inner() == Device::flex() {
-        return rayon::scope(|_| compute());
+    {
+        // As large a stack as a program's first thread has. It cannot be set once the threads run, which is no harm.
+        let _ = rayon::ThreadPoolBuilder::new()
+            .stack_size(8 << 20)
+            .build_global();
+        if rayon::current_num_threads() > 1 {
+            return rayon::scope(|_| compute());
+        }
     }
-    let _ = device;
     compute()
 }

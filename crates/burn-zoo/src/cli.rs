@@ -83,7 +83,15 @@ pub fn main() -> ExitCode {
     if !matches!(arguments.command, Command::Train(_) | Command::Sweep(_)) {
         end_when_unread();
     }
-    let result = match arguments.command {
+    match arguments.command {
+        // It has threads of its own, as many as it was told to.
+        command @ Command::Data(_) => ended(run(command)),
+        command => burn_zoo_ops::on_worker(|| ended(run(command))),
+    }
+}
+
+fn run(command: Command) -> Result<End> {
+    match command {
         Command::Train(arguments) => train::run(&arguments),
         Command::Data(command) => data::run(&command),
         Command::Sweep(arguments) => sweep::run(&arguments),
@@ -96,7 +104,10 @@ pub fn main() -> ExitCode {
         Command::Forward(arguments) => forward::run(&arguments),
         Command::Backends(arguments) => backends::run(&arguments),
         Command::Bench(command) => bench::run(&command),
-    };
+    }
+}
+
+fn ended(result: Result<End>) -> ExitCode {
     match result {
         Ok(End::Done) => ExitCode::SUCCESS,
         // What shells report for SIGINT.
