@@ -805,6 +805,11 @@ pub fn add_normalize<const D: usize>(
 ///
 /// Other backends do not mind. With a single thread there is nothing to win, and what computes stays where it is: it might
 /// wait for work that needs that thread.
+///
+/// ```
+/// let answer = burn_zoo_ops::on_worker(|| 6 * 7);
+/// assert_eq!(answer, 42);
+/// ```
 pub fn on_worker<R: Send>(compute: impl FnOnce() -> R + Send) -> R {
     #[cfg(feature = "flex")]
     {
