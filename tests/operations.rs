@@ -49,11 +49,12 @@ impl Sizes {
 
     /// Whether the mask hides a key from a query.
     fn hides(&self, query: usize, key: usize) -> bool {
-        let position = self.seq_k - self.seq_q + query;
+        // Where nothing is hidden, there may be more queries than keys.
+        let position = || self.seq_k - self.seq_q + query;
         match self.mask {
             AttentionMask::Full => false,
-            AttentionMask::Causal => key > position,
-            AttentionMask::Banded { window } => key > position || key + window <= position,
+            AttentionMask::Causal => key > position(),
+            AttentionMask::Banded { window } => key > position() || key + window <= position(),
         }
     }
 

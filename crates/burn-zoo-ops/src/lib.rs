@@ -673,7 +673,7 @@ pub fn negative_log_likelihood(
 /// When the shapes do not fit.
 ///
 /// ```
-/// use burn::tensor::{Int, Tensor};
+/// use burn::tensor::{Device, Int, Tensor};
 /// use burn_zoo_ops::{ClassLoss, projected_loss};
 ///
 /// let device = Device::flex();
