@@ -29,30 +29,24 @@ pub enum Activation {
 }
 
 impl Activation {
-    /// The operation that has a gradient of its own, if it is one.
-    fn smooth(self) -> Option<Smooth> {
-        match self {
-            Self::Gelu => Some(Smooth::Gelu),
-            Self::GeluTanh => Some(Smooth::GeluTanh),
-            Self::Silu => Some(Smooth::Silu),
-            Self::Relu | Self::Tanh => None,
-        }
-    }
-
     /// Applies the function to each element.
     pub fn forward<const D: usize>(self, input: Tensor<D>) -> Tensor<D> {
-        match (self, self.smooth()) {
-            (_, Some(smooth)) => activate(input, smooth),
-            (Self::Tanh, None) => input.tanh(),
-            (_, None) => activation::relu(input),
+        match self {
+            Self::Relu => activation::relu(input),
+            Self::Gelu => activate(input, Smooth::Gelu),
+            Self::GeluTanh => activate(input, Smooth::GeluTanh),
+            Self::Silu => activate(input, Smooth::Silu),
+            Self::Tanh => input.tanh(),
         }
     }
 
     /// Applies the function to each element of the first input, and multiplies by the second.
     fn gate<const D: usize>(self, input: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
-        match self.smooth() {
-            Some(smooth) => gate(input, up, smooth),
-            None => self.forward(input) * up,
+        match self {
+            Self::Gelu => gate(input, up, Smooth::Gelu),
+            Self::GeluTanh => gate(input, up, Smooth::GeluTanh),
+            Self::Silu => gate(input, up, Smooth::Silu),
+            Self::Relu | Self::Tanh => self.forward(input) * up,
         }
     }
 }

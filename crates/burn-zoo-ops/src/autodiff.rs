@@ -375,26 +375,14 @@ impl<B: TransformerOps, C: CheckpointStrategy> TransformerOps for Autodiff<B, C>
         epsilon: f64,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let (weight, bias) = affine.into_parts();
-        let tracked = [Some(&input), Some(&added), Some(&weight), bias.as_ref()];
-        let is_tracked = tracked
-            .into_iter()
-            .flatten()
-            .any(|tensor| tensor.is_tracked());
         let ((input, i), (added, a), (weight, w)) =
             (input.into_parts(), added.into_parts(), weight.into_parts());
         let (bias, b) = bias.map(|bias| bias.into_parts()).unzip();
         let affine = Affine::new(weight.clone(), bias);
-        let prepared = SumBackward.prepare::<C>([i, a]).compute_bound();
-        if !is_tracked {
-            let (sum, output) = B::add_normalize(input, added, affine, kind, epsilon);
-            return (
-                FloatTensor::<Self>::new(sum),
-                FloatTensor::<Self>::new(output),
-            );
-        }
         let (sum, output, normalized, reciprocal_std) =
             B::add_normalize_forward(input, added, affine, kind, epsilon);
-        let sum = match prepared.stateful() {
+        let prepared = SumBackward.prepare::<C>([i, a]);
+        let sum = match prepared.compute_bound().stateful() {
             OpsKind::Tracked(prep) => prep.finish((), sum),
             OpsKind::UnTracked(prep) => prep.finish(sum),
         };

@@ -59,41 +59,54 @@ pub(super) fn element(tensor: &CubeTensor) -> ElemType {
     dtype_to_storage_type(tensor.dtype)
 }
 
+/// How two values become one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Combination {
+    Sum,
+    Largest,
+}
+
+#[cube]
+fn combined(a: f32, b: f32, #[comptime] how: Combination) -> f32 {
+    if comptime!(how == Combination::Sum) {
+        a + b
+    } else {
+        a.max(b)
+    }
+}
+
+#[cube]
+fn of_plane(value: f32, #[comptime] how: Combination) -> f32 {
+    if comptime!(how == Combination::Sum) {
+        plane_sum(value)
+    } else {
+        plane_max(value)
+    }
+}
+
 /// The sum over all units, which each of them gets. `shared` holds a value for each.
 #[cube]
 pub(super) fn sum(value: f32, shared: &mut Shared<[f32]>, #[comptime] group: Workgroup) -> f32 {
-    let parts = if comptime!(group.has_planes) {
-        let of_plane = plane_sum(value);
-        share_of_plane(of_plane, shared)
-    } else {
-        shared[UNIT_POS as usize] = value;
-        sync_cube();
-        let mut half = CUBE_DIM / 2;
-        while half > 0 {
-            if UNIT_POS < half {
-                let other = shared[(UNIT_POS + half) as usize];
-                shared[UNIT_POS as usize] += other;
-            }
-            sync_cube();
-            half /= 2;
-        }
-        1u32.runtime()
-    };
-    let mut total = shared[0];
-    for part in 1..parts {
-        total += shared[part as usize];
-    }
-    // Only now may the next sum write over this one.
-    sync_cube();
-    total
+    of_all(value, shared, comptime!(Combination::Sum), group)
 }
 
 /// The largest value of all units, which each of them gets.
 #[cube]
 pub(super) fn max(value: f32, shared: &mut Shared<[f32]>, #[comptime] group: Workgroup) -> f32 {
+    of_all(value, shared, comptime!(Combination::Largest), group)
+}
+
+/// What the values of all units are combined to.
+#[cube]
+fn of_all(
+    value: f32,
+    shared: &mut Shared<[f32]>,
+    #[comptime] how: Combination,
+    #[comptime] group: Workgroup,
+) -> f32 {
     let parts = if comptime!(group.has_planes) {
-        let of_plane = plane_max(value);
-        share_of_plane(of_plane, shared)
+        let part = of_plane(value, how);
+        share_of_plane(part, shared)
     } else {
         shared[UNIT_POS as usize] = value;
         sync_cube();
@@ -101,19 +114,21 @@ pub(super) fn max(value: f32, shared: &mut Shared<[f32]>, #[comptime] group: Wor
         while half > 0 {
             if UNIT_POS < half {
                 let other = shared[(UNIT_POS + half) as usize];
-                shared[UNIT_POS as usize] = shared[UNIT_POS as usize].max(other);
+                let own = shared[UNIT_POS as usize];
+                shared[UNIT_POS as usize] = combined(own, other, how);
             }
             sync_cube();
             half /= 2;
         }
         1u32.runtime()
     };
-    let mut largest = shared[0];
+    let mut whole = shared[0];
     for part in 1..parts {
-        largest = largest.max(shared[part as usize]);
+        whole = combined(whole, shared[part as usize], how);
     }
+    // Only now may the next one write over this.
     sync_cube();
-    largest
+    whole
 }
 
 /// Shows all units what each plane has, and returns how many planes there are.

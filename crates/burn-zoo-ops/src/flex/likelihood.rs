@@ -1,6 +1,6 @@
 //! The negative log-likelihood of classes: one pass over the logits each way, the second in their place.
 
-use burn::tensor::{DType, Shape};
+use burn::tensor::Shape;
 use burn_flex::FlexTensor;
 use macerator::Simd;
 use rayon::prelude::*;
@@ -8,29 +8,6 @@ use rayon::prelude::*;
 use crate::ClassLoss;
 
 use super::simd::{Kernel, chunk_length, contiguous, exp, largest, run, sum, tensor, update};
-
-/// The class of each row, if they are of a type that is read here.
-pub(super) fn classes(tensor: &FlexTensor) -> Option<Vec<usize>> {
-    let tensor = tensor.to_contiguous();
-    let (start, end) = tensor.layout().contiguous_offsets()?;
-    match tensor.dtype() {
-        DType::I32 => {
-            let values = &tensor.storage::<i32>()[start..end];
-            values
-                .iter()
-                .map(|&class| usize::try_from(class).ok())
-                .collect()
-        }
-        DType::I64 => {
-            let values = &tensor.storage::<i64>()[start..end];
-            values
-                .iter()
-                .map(|&class| usize::try_from(class).ok())
-                .collect()
-        }
-        _ => None,
-    }
-}
 
 /// Rows of logits, their losses, and the two parts of their log-sum-exp: the largest logit and the rest.
 struct Forward<'a> {

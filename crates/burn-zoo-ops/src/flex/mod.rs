@@ -154,7 +154,7 @@ impl TransformerOps for Flex {
     }
 
     fn row_gather(table: FloatTensor<Self>, indices: IntTensor<Self>) -> FloatTensor<Self> {
-        match (are_f32([&table]), likelihood::classes(&indices)) {
+        match (are_f32([&table]), rows::indices(&indices)) {
             (true, Some(indices)) => rows::gather(table, &indices),
             _ => Self::float_select(table, 0, indices),
         }
@@ -165,7 +165,7 @@ impl TransformerOps for Flex {
         indices: IntTensor<Self>,
         grad: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        match (are_f32([&total, &grad]), likelihood::classes(&indices)) {
+        match (are_f32([&total, &grad]), rows::indices(&indices)) {
             (true, Some(indices)) => rows::add(total, grad, None, &indices),
             _ => crate::rows::composed_add::<Self>(total, grad, indices),
         }
@@ -178,7 +178,7 @@ impl TransformerOps for Flex {
         indices: IntTensor<Self>,
     ) -> FloatTensor<Self> {
         let is_here = are_f32([&total, &rows, &weights]);
-        match (is_here, likelihood::classes(&indices)) {
+        match (is_here, rows::indices(&indices)) {
             (true, Some(indices)) => rows::add(total, rows, Some(weights), &indices),
             _ => crate::rows::composed_add::<Self>(total, Self::float_mul(rows, weights), indices),
         }
@@ -191,7 +191,7 @@ impl TransformerOps for Flex {
         grad: FloatTensor<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let is_here = are_f32([&rows, &weights, &grad]);
-        match (is_here, likelihood::classes(&indices)) {
+        match (is_here, rows::indices(&indices)) {
             (true, Some(indices)) => rows::weighted_backward(rows, weights, &indices, grad),
             _ => crate::rows::composed_weighted_backward::<Self>(rows, weights, indices, grad),
         }
@@ -216,7 +216,7 @@ impl TransformerOps for Flex {
         classes: IntTensor<Self>,
         smoothing: f64,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        match (are_f32([&logits]), likelihood::classes(&classes)) {
+        match (are_f32([&logits]), rows::indices(&classes)) {
             (true, Some(classes)) => likelihood::forward(logits, &classes, smoothing),
             _ => crate::likelihood::composed_forward::<Self>(logits, classes, smoothing),
         }
@@ -229,7 +229,7 @@ impl TransformerOps for Flex {
         grad: FloatTensor<Self>,
         smoothing: f64,
     ) -> FloatTensor<Self> {
-        match (are_f32([&logits]), likelihood::classes(&classes)) {
+        match (are_f32([&logits]), rows::indices(&classes)) {
             (true, Some(classes)) => likelihood::backward(logits, &classes, saved, grad, smoothing),
             _ => crate::likelihood::composed_backward::<Self>(
                 logits, classes, saved, grad, smoothing,
@@ -251,7 +251,7 @@ impl TransformerOps for Flex {
     ) {
         // The kernel has rows to work on, and something to sum.
         let is_here = are_f32([&input]) && !input.layout().shape().dims::<2>().contains(&0);
-        match (is_here, likelihood::classes(&classes)) {
+        match (is_here, rows::indices(&classes)) {
             (true, Some(classes)) => {
                 projected_loss::forward(input, affine, &classes, loss, learned)
             }

@@ -1,11 +1,34 @@
 //! Rows of a table, and their sums: each row of the total by one thread, in the order of what is added to it.
 
-use burn::tensor::Shape;
+use burn::tensor::{DType, Shape};
 use burn_flex::FlexTensor;
 use macerator::Simd;
 use rayon::prelude::*;
 
 use super::simd::{Kernel, chunk_length, contiguous, mul_add, run, sum, tensor, update};
+
+/// Indices, such as the class or the token of each row, if they are of a type that is read here.
+pub(super) fn indices(tensor: &FlexTensor) -> Option<Vec<usize>> {
+    let tensor = tensor.to_contiguous();
+    let (start, end) = tensor.layout().contiguous_offsets()?;
+    match tensor.dtype() {
+        DType::I32 => {
+            let values = &tensor.storage::<i32>()[start..end];
+            values
+                .iter()
+                .map(|&index| usize::try_from(index).ok())
+                .collect()
+        }
+        DType::I64 => {
+            let values = &tensor.storage::<i64>()[start..end];
+            values
+                .iter()
+                .map(|&index| usize::try_from(index).ok())
+                .collect()
+        }
+        _ => None,
+    }
+}
 
 /// The rows of the table `[n, width]` that the indices name, `[n_rows, width]`.
 pub(super) fn gather(table: FlexTensor, indices: &[usize]) -> FlexTensor {
