@@ -88,10 +88,11 @@ impl<B: TransformerOps, const N: usize> Backward<B, N> for LinearBackward {
         let parents = ops.parents.map(|parent| parent.map(|node| node.id));
         let [input, weight] = ops.state;
         if let (Some(id), Some(weight)) = (parents[0], weight) {
-            grads.register::<B>(id, B::linear_x_backward(weight, grad.clone()));
+            let weight = Affine::Scale(B::float_transpose(weight));
+            grads.register::<B>(id, B::affine_map(grad.clone(), weight));
         }
         if let (Some(id), Some(input)) = (parents[1], input) {
-            grads.register::<B>(id, B::linear_weight_backward(input, grad.clone()));
+            grads.register::<B>(id, B::affine_map_weight_backward(input, grad.clone()));
         }
         if let Some(Some(id)) = parents.get(2) {
             grads.register::<B>(*id, B::affine_map_bias_backward(grad));

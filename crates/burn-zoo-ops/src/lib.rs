@@ -148,6 +148,14 @@ pub trait TransformerOps: Backend {
         linear::composed::<Self>(input, affine)
     }
 
+    /// The gradient of its weight: `[.., d_input]`, `[.., d_output] → [d_input, d_output]`.
+    fn affine_map_weight_backward(
+        input: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        Self::linear_weight_backward(input, grad)
+    }
+
     /// The gradient of its bias: the sums of everything but the last dimension, `[.., d_output] → [d_output]`.
     fn affine_map_bias_backward(grad: FloatTensor<Self>) -> FloatTensor<Self> {
         Self::linear_bias_backward(grad)

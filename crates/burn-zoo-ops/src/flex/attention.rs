@@ -9,12 +9,11 @@ use std::ops::Range;
 use burn::backend::{ops::FloatTensorOps, tensor::FloatTensor};
 use burn::tensor::Shape;
 use burn_flex::{Flex, FlexTensor};
-use gemm::Parallelism::None as OneThread;
 use macerator::Simd;
 use rayon::prelude::*;
 
 use super::dropout::{Draws, draw_seed};
-use super::product::{Matrix, product};
+use super::product::{Matrix, Start, product};
 use super::simd::{Kernel, contiguous, exp, largest, mul_add, run, sum, tensor};
 use crate::attention::composed_forward;
 use crate::{ScoreBias, Scoring};
@@ -182,17 +181,17 @@ impl Job {
     unsafe fn multiply(&self, block: &Block, query: Matrix, key: Matrix, scores: &mut [f32]) {
         let (rows, keys) = (block.queries.len(), block.keys.len());
         let scores = Matrix::dense(&mut scores[..rows * keys], keys);
-        let query = query.skip_rows(block.queries.start);
-        let key = key.skip_rows(block.keys.start).transposed();
+        let query = query.skip(block.queries.start, 0);
+        let key = key.skip(block.keys.start, 0).transposed();
         // SAFETY: the block lies within the matrices.
         unsafe {
             product(
                 [rows, keys, self.width],
                 scores,
-                false,
+                Start::Zero,
                 query,
                 key,
-                OneThread,
+                false,
             )
         };
     }
@@ -327,20 +326,20 @@ pub(super) fn forward(
                 });
                 job.drop_out(draws, &block, place, &mut scores[..rows * keys]);
                 let exponentials = Matrix::dense(scores, keys);
-                let value = value.skip_rows(block.keys.start);
-                let output = output.skip_rows(block.queries.start);
+                let value = value.skip(block.keys.start, 0);
+                let output = output.skip(block.queries.start, 0);
                 // SAFETY: no other thread has this head.
                 unsafe {
                     product(
                         [rows, width, keys],
                         output,
-                        false,
+                        Start::Zero,
                         exponentials,
                         value,
-                        OneThread,
+                        false,
                     );
                     for (row, statistics) in statistics.chunks_exact(2).enumerate() {
-                        let row = output.skip_rows(row).values;
+                        let row = output.skip(row, 0).values;
                         let row = std::slice::from_raw_parts_mut(row, width);
                         row.iter_mut().for_each(|value| *value *= statistics[1]);
                     }
@@ -459,12 +458,19 @@ pub(super) fn backward(
                     );
                     let left = Matrix::dense(probabilities, keys).transposed();
                     let [grad, query, grad_query] =
-                        [grad, query, grad_query].map(|rows| rows.skip_rows(block.queries.start));
+                        [grad, query, grad_query].map(|rows| rows.skip(block.queries.start, 0));
                     let [key, grad_key, grad_value] =
-                        [key, grad_key, grad_value].map(|rows| rows.skip_rows(block.keys.start));
+                        [key, grad_key, grad_value].map(|rows| rows.skip(block.keys.start, 0));
                     // SAFETY: no other thread has heads of this piece.
                     unsafe {
-                        product([keys, width, rows], grad_value, true, left, grad, OneThread)
+                        product(
+                            [keys, width, rows],
+                            grad_value,
+                            Start::Target,
+                            left,
+                            grad,
+                            false,
+                        )
                     };
                     let scores = Matrix::dense(scores, keys);
                     // SAFETY: as above.
@@ -472,19 +478,19 @@ pub(super) fn backward(
                         product(
                             [rows, width, keys],
                             grad_query,
-                            false,
+                            Start::Zero,
                             scores,
                             key,
-                            OneThread,
+                            false,
                         );
                         let scores = scores.transposed();
                         product(
                             [keys, width, rows],
                             grad_key,
-                            true,
+                            Start::Target,
                             scores,
                             query,
-                            OneThread,
+                            false,
                         );
                     }
                 }

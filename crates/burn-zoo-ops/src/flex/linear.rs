@@ -2,13 +2,12 @@
 
 use burn::tensor::Shape;
 use burn_flex::{Flex, FlexTensor};
-use gemm::Parallelism;
 use macerator::Simd;
 use rayon::prelude::*;
 
 use super::few_rows::{self, Order};
-use super::product::{Matrix, product};
-use super::simd::{Kernel, add_up, chunk_length, contiguous, run, summing_length, tensor};
+use super::product::{Matrix, Start, product};
+use super::simd::{Kernel, add_up, contiguous, run, summing_length, tensor};
 use crate::Affine;
 
 /// Up to so many rows the product takes as long as reading the matrix.
@@ -16,22 +15,6 @@ const FEW: usize = 8;
 
 /// Products of fewer multiplications are for one thread.
 const PARALLEL: usize = 1 << 18;
-
-/// Makes `rows` rows of one, in the memory of `output`.
-pub(super) fn repeat(row: &[f32], rows: usize, output: &mut Vec<f32>) {
-    output.clear();
-    let length = rows * row.len();
-    output.reserve(length);
-    let spare = &mut output.spare_capacity_mut()[..length];
-    let pieces = spare.par_chunks_mut(chunk_length(length, row.len()));
-    pieces.for_each(|piece| {
-        for target in piece.chunks_exact_mut(row.len()) {
-            target.write_copy_of_slice(row);
-        }
-    });
-    // SAFETY: each value was written.
-    unsafe { output.set_len(length) };
-}
 
 /// `[.., d_input] → [.., d_output]`.
 pub(super) fn forward(input: FlexTensor, affine: Affine<Flex>) -> FlexTensor {
@@ -45,15 +28,10 @@ pub(super) fn forward(input: FlexTensor, affine: Affine<Flex>) -> FlexTensor {
     let input = &input.storage::<f32>()[range];
     let rows = shape[..last].iter().product::<usize>();
     let mut output = Vec::new();
-    match &bias {
-        Some((bias, range)) => repeat(&bias.storage::<f32>()[range.clone()], rows, &mut output),
-        // Nothing is summed.
-        None if inner == 0 => output.resize(rows * width, 0.0),
-        None => {}
-    }
-    if inner == 0 {
-        return tensor(output, Shape::from(shape));
-    }
+    let start = match &bias {
+        Some((bias, range)) => Start::Row(&bias.storage::<f32>()[range.clone()]),
+        None => Start::Zero,
+    };
     let strides = weight.layout().strides();
     let strides = [strides[0], strides[1]];
     let weights = &weight.storage::<f32>()[weight.layout().start_offset()..];
@@ -62,23 +40,46 @@ pub(super) fn forward(input: FlexTensor, affine: Affine<Flex>) -> FlexTensor {
         && rows <= FEW
         && let Some(order) = Order::of([inner, width], strides)
     {
-        output.resize(rows * width, 0.0);
+        match start {
+            Start::Row(row) => (0..rows).for_each(|_| output.extend_from_slice(row)),
+            _ => output.resize(rows * width, 0.0),
+        }
         few_rows::add_product(input, &weights[..inner * width], order, width, &mut output);
         return tensor(output, Shape::from(shape));
     }
     let left = Matrix::read(input, [inner as isize, 1]);
     let right = Matrix::read(weights, strides);
     let target = Matrix::room(&mut output, rows, width);
-    let (sizes, is_added) = ([rows, width, inner], bias.is_some());
-    let parallelism = match is_parallel {
-        true => Parallelism::Rayon(0),
-        false => Parallelism::None,
-    };
+    let sizes = [rows, width, inner];
     // SAFETY: the matrices have these sizes, and the target is nobody else's.
-    unsafe { product(sizes, target, is_added, left, right, parallelism) };
-    // SAFETY: the bias or the product has written each value.
+    unsafe { product(sizes, target, start, left, right, is_parallel) };
+    // SAFETY: the product has written each value.
     unsafe { output.set_len(rows * width) };
     tensor(output, Shape::from(shape))
+}
+
+/// `[.., d_input] [.., d_output] → [d_input, d_output]`.
+pub(super) fn weight_backward(input: FlexTensor, grad: FlexTensor) -> FlexTensor {
+    let last = |tensor: &FlexTensor| {
+        let shape = tensor.layout().shape();
+        shape[shape.num_dims() - 1]
+    };
+    let (inner, width) = (last(&input), last(&grad));
+    let ((input, of_input), (grad, of_grad)) = (contiguous(input), contiguous(grad));
+    let input = &input.storage::<f32>()[of_input];
+    let grad = &grad.storage::<f32>()[of_grad];
+    let rows = input.len() / inner.max(1);
+    let mut output = Vec::new();
+    let left = Matrix::read(input, [1, inner as isize]);
+    let right = Matrix::read(grad, [width as isize, 1]);
+    let target = Matrix::room(&mut output, inner, width);
+    let (sizes, is_parallel) = ([inner, width, rows], rows * inner * width >= PARALLEL);
+    // SAFETY: the matrices have these sizes, the target is nobody else's, and the product writes all of it.
+    unsafe {
+        product(sizes, target, Start::Zero, left, right, is_parallel);
+        output.set_len(inner * width);
+    }
+    tensor(output, Shape::new([inner, width]))
 }
 
 /// Sums of columns of rows.

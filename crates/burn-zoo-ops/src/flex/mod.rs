@@ -90,6 +90,16 @@ impl TransformerOps for Flex {
         }
     }
 
+    fn affine_map_weight_backward(
+        input: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        match are_f32([&input, &grad]) {
+            true => linear::weight_backward(input, grad),
+            false => Self::linear_weight_backward(input, grad),
+        }
+    }
+
     fn affine_map_bias_backward(grad: FloatTensor<Self>) -> FloatTensor<Self> {
         match are_f32([&grad]) {
             true => linear::bias_backward(grad),

@@ -3,11 +3,10 @@
 
 use burn::tensor::Shape;
 use burn_flex::{Flex, FlexTensor};
-use gemm::Parallelism;
 
 use super::likelihood;
-use super::linear::{repeat, sum_columns};
-use super::product::{Matrix, product};
+use super::linear::sum_columns;
+use super::product::{Matrix, Start, product};
 use super::simd::{contiguous, tensor};
 use crate::{Affine, ClassLoss, projected_loss::block_rows};
 
@@ -48,18 +47,16 @@ pub(super) fn forward(
     let mut logits = Vec::new();
     // SAFETY: each product has the sizes of its block, and writes what nobody else uses: the logits, rows of the input's
     // gradient, and the weight's gradient, to which the blocks add one after the other. All is written before it is read.
-    let multiply = |sizes, target, is_added, left, right| unsafe {
-        product(sizes, target, is_added, left, right, Parallelism::Rayon(0));
+    let multiply = |sizes, target, start, left, right| unsafe {
+        product(sizes, target, start, left, right, true);
     };
     for first in (0..rows).step_by(size) {
         let n = size.min(rows - first);
-        match bias {
-            Some(bias) => repeat(bias, n, &mut logits),
-            None => logits.clear(),
-        }
+        logits.clear();
         let inputs = Matrix::read(&input[first * inner..], [inner as isize, 1]);
         let scores = Matrix::room(&mut logits, n, width);
-        multiply([n, width, inner], scores, bias.is_some(), inputs, weights);
+        let start = bias.map_or(Start::Zero, Start::Row);
+        multiply([n, width, inner], scores, start, inputs, weights);
         // SAFETY: the product has written them.
         unsafe { logits.set_len(n * width) };
         likelihood::losses_and_gradients(
@@ -69,17 +66,21 @@ pub(super) fn forward(
             loss,
         );
         let scores = Matrix::read(&logits, [width as isize, 1]);
-        let target = input_target.skip_rows(first);
+        let target = input_target.skip(first, 0);
         multiply(
             [n, inner, width],
             target,
-            false,
+            Start::Zero,
             scores,
             weights.transposed(),
         );
         if let Some(target) = weight_target {
             let sizes = [inner, width, n];
-            multiply(sizes, target, first > 0, inputs.transposed(), scores);
+            let start = match first {
+                0 => Start::Zero,
+                _ => Start::Target,
+            };
+            multiply(sizes, target, start, inputs.transposed(), scores);
         }
         if !bias_grads.is_empty() {
             let sums = sum_columns(&logits, width);

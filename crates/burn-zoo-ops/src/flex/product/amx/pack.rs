@@ -1,0 +1,222 @@
+//! Numbers of a side of a product, in the three pieces and in the order in which the tile unit reads them.
+
+use std::arch::x86_64::*;
+
+use super::super::Matrix;
+use super::each;
+use super::tiles::{DEPTH, LINES, Step, Tiles};
+
+/// Lines of a side: rows of the left one, columns of the right one.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Side {
+    /// A tile has a line in each row.
+    Left,
+    /// A tile has two numbers of each line in each row.
+    Right,
+}
+
+/// Panels of [`LINES`] lines.
+pub(super) struct Packed {
+    steps: Vec<Step>,
+    /// Steps of a panel.
+    length: usize,
+    side: Side,
+}
+
+impl Packed {
+    /// None yet, in the room of others.
+    pub(super) fn new(side: Side, room: Vec<Step>) -> Self {
+        Self {
+            steps: room,
+            length: 0,
+            side,
+        }
+    }
+
+    pub(super) fn into_room(self) -> Vec<Step> {
+        self.steps
+    }
+
+    /// A panel from a step on.
+    pub(super) fn panel(&self, number: usize, step: usize) -> *const Step {
+        self.steps
+            .as_ptr()
+            .wrapping_add(number * self.length + step)
+    }
+
+    /// Splits a matrix whose rows are the lines. Its rows or its columns are side by side.
+    ///
+    /// # Safety
+    ///
+    /// The matrix has this size.
+    pub(super) unsafe fn fill(
+        &mut self,
+        _: Tiles,
+        matrix: Matrix,
+        [lines, depth]: [usize; 2],
+        is_parallel: bool,
+    ) {
+        /// Panels and steps of one piece of work.
+        const WORK: [usize; 2] = [4, 8];
+        struct Room(*mut Step);
+        // SAFETY: each thread writes its own steps.
+        unsafe impl Sync for Room {}
+
+        let (panels, length) = (lines.div_ceil(LINES), depth.div_ceil(DEPTH));
+        self.length = length;
+        self.steps.clear();
+        self.steps.reserve(panels * length);
+        let room = Room(self.steps.as_mut_ptr());
+        let side = self.side;
+        let across = length.div_ceil(WORK[1]);
+        each(is_parallel, panels.div_ceil(WORK[0]) * across, |number| {
+            let room = &room;
+            let (first, from) = (number / across * WORK[0], number % across * WORK[1]);
+            for step in from..(from + WORK[1]).min(length) {
+                for panel in first..(first + WORK[0]).min(panels) {
+                    let size = [lines - panel * LINES, depth - step * DEPTH];
+                    let matrix = matrix.skip(panel * LINES, step * DEPTH);
+                    // SAFETY: the processor has these vectors, the step is within the room, and no other thread writes it.
+                    unsafe { split(side, matrix, size, &mut *room.0.add(panel * length + step)) };
+                }
+            }
+        });
+        // SAFETY: each was written.
+        unsafe { self.steps.set_len(panels * length) };
+    }
+}
+
+/// Splits what a matrix has of a step; beyond its size there are zeros.
+///
+/// Number `i` of a line makes a pair with number `16 + i`. Any order is right that both sides have, and this one needs no
+/// shuffles.
+#[target_feature(enable = "avx512f")]
+unsafe fn split(side: Side, matrix: Matrix, [lines, depth]: [usize; 2], step: &mut Step) {
+    let is_by_depth = matrix.strides[1] == 1;
+    for half in 0..2 {
+        let lines = lines.saturating_sub(16 * half).min(16);
+        let matrix = matrix.skip(16 * half, 0);
+        for row in 0..16 {
+            // Of a line 32 numbers, or of 16 lines two. Where the next ones are the processor does not see by itself.
+            let (pair, masks, ahead) = if is_by_depth {
+                let present = if row < lines { depth } else { 0 };
+                let masks = [first(present), first(present.saturating_sub(16))];
+                let pair = [matrix.skip(row, 0), matrix.skip(row, 16)];
+                (pair, masks, [0, 4 * DEPTH])
+            } else {
+                let here = [row, row + 16];
+                let masks = here.map(|index| if index < depth { first(lines) } else { 0 });
+                let pair = here.map(|index| matrix.skip(0, index));
+                (pair, masks, [LINES, 0])
+            };
+            for numbers in pair {
+                _mm_prefetch::<_MM_HINT_T0>(numbers.skip(ahead[0], ahead[1]).values.cast());
+            }
+            // SAFETY: what is read is within the matrix.
+            let numbers = unsafe {
+                [
+                    _mm512_maskz_loadu_ps(masks[0], pair[0].values),
+                    _mm512_maskz_loadu_ps(masks[1], pair[1].values),
+                ]
+            };
+            for (tiles, piece) in step.0.iter_mut().zip(pieces(numbers)) {
+                store(&mut tiles[half][row], piece);
+            }
+        }
+        // A tile of the left side has lines as rows, and one of the right side as columns.
+        if (side == Side::Left) != is_by_depth {
+            for tiles in &mut step.0 {
+                let rows = transpose(std::array::from_fn(|row| load(&tiles[half][row])));
+                for (target, row) in tiles[half].iter_mut().zip(rows) {
+                    store(target, row);
+                }
+            }
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load(row: &[u32; 16]) -> __m512i {
+    // SAFETY: a row is as large as a vector.
+    unsafe { _mm512_loadu_si512(row.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn store(row: &mut [u32; 16], values: __m512i) {
+    // SAFETY: a row is as large as a vector.
+    unsafe { _mm512_storeu_si512(row.as_mut_ptr().cast(), values) };
+}
+
+/// The first `count` of 16.
+fn first(count: usize) -> __mmask16 {
+    ((1u32 << count.min(16)) - 1) as __mmask16
+}
+
+/// Three pieces of 16 numbers and of 16 others, in pairs. The first two are the bfloat16 numbers that are nearest to what
+/// there is yet; what they leave is one.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn pieces(mut rest: [__m512; 2]) -> [__m512i; 3] {
+    let high = _mm512_set1_epi32(0xffff_0000_u32.cast_signed());
+    let half = _mm512_set1_epi32(0x8000);
+    let mut next = || {
+        let nearest = rest.map(|numbers| {
+            let bits = _mm512_add_epi32(_mm512_castps_si512(numbers), half);
+            _mm512_and_si512(bits, high)
+        });
+        for (rest, piece) in rest.iter_mut().zip(nearest) {
+            *rest = _mm512_sub_ps(*rest, _mm512_castsi512_ps(piece));
+        }
+        pair(nearest)
+    };
+    let [a, b] = [next(), next()];
+    let last = rest.map(|numbers| _mm512_and_si512(_mm512_castps_si512(numbers), high));
+    [a, b, pair(last)]
+}
+
+/// The upper halves of numbers, side by side.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn pair([a, b]: [__m512i; 2]) -> __m512i {
+    _mm512_or_si512(_mm512_srli_epi32::<16>(a), b)
+}
+
+/// Rows of 16 become columns.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn transpose(rows: [__m512i; 16]) -> [__m512i; 16] {
+    let mut pairs = rows;
+    for i in 0..8 {
+        pairs[2 * i] = _mm512_unpacklo_epi32(rows[2 * i], rows[2 * i + 1]);
+        pairs[2 * i + 1] = _mm512_unpackhi_epi32(rows[2 * i], rows[2 * i + 1]);
+    }
+    // Now each quarter of a vector has columns of four rows.
+    let mut quads = pairs;
+    for i in 0..4 {
+        for high in 0..2 {
+            let (a, b) = (pairs[4 * i + high], pairs[4 * i + 2 + high]);
+            quads[4 * i + 2 * high] = _mm512_unpacklo_epi64(a, b);
+            quads[4 * i + 2 * high + 1] = _mm512_unpackhi_epi64(a, b);
+        }
+    }
+    // quads[4 i + c] has, in quarter q, column 4 q + c of rows 4 i to 4 i + 3.
+    let mut columns = rows;
+    for c in 0..4 {
+        let [a, b, d, e] = [quads[c], quads[4 + c], quads[8 + c], quads[12 + c]];
+        let (low, high) = (
+            _mm512_shuffle_i32x4::<0x44>(a, b),
+            _mm512_shuffle_i32x4::<0x44>(d, e),
+        );
+        let (low_2, high_2) = (
+            _mm512_shuffle_i32x4::<0xee>(a, b),
+            _mm512_shuffle_i32x4::<0xee>(d, e),
+        );
+        columns[c] = _mm512_shuffle_i32x4::<0x88>(low, high);
+        columns[4 + c] = _mm512_shuffle_i32x4::<0xdd>(low, high);
+        columns[8 + c] = _mm512_shuffle_i32x4::<0x88>(low_2, high_2);
+        columns[12 + c] = _mm512_shuffle_i32x4::<0xdd>(low_2, high_2);
+    }
+    columns
+}

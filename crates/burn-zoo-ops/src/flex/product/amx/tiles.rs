@@ -1,0 +1,252 @@
+//! The tile unit: whether it is there, its configuration, and a block of a product.
+
+use std::arch::{
+    asm,
+    x86_64::{__cpuid_count, _MM_HINT_T1, _mm_prefetch},
+};
+use std::marker::PhantomData;
+use std::sync::LazyLock;
+
+use super::super::{Matrix, Start};
+
+/// Rows and columns of a block: two tiles of 16.
+pub(super) const LINES: usize = 32;
+
+/// Products that a step sums: the width of a tile of bfloat16 numbers.
+pub(super) const DEPTH: usize = 32;
+
+/// So many bytes of what comes next are brought nearer in each step.
+pub(super) const AHEAD: usize = 768;
+
+/// What one step reads of a panel of [`LINES`]: for each piece of its numbers, two tiles.
+#[repr(C, align(64))]
+#[derive(Clone, Copy)]
+pub(super) struct Step(pub(super) [[[[u32; 16]; 16]; 2]; 3]);
+
+/// That the processor has tiles, and that this process may use them.
+#[derive(Clone, Copy)]
+pub(super) struct Tiles(());
+
+impl Tiles {
+    /// Not with `BURN_ZOO_TILES=off`.
+    pub(super) fn of_this_processor() -> Option<Self> {
+        static HAS: LazyLock<bool> = LazyLock::new(|| {
+            let has = |bits: u32| __cpuid_count(7, 0).edx & bits == bits;
+            let vectors = is_x86_feature_detected!("avx512f");
+            let is_wanted = std::env::var_os("BURN_ZOO_TILES").is_none_or(|value| value != "off");
+            // AMX-BF16 and AMX-TILE; then Linux has to be asked for the registers, once for all threads.
+            is_wanted && vectors && has((1 << 22) | (1 << 24)) && is_permitted()
+        });
+        HAS.then_some(Self(()))
+    }
+
+    /// Tells the unit the sizes of the tiles, until what is returned goes.
+    pub(super) fn configured(self) -> Configured {
+        #[repr(C, align(64))]
+        struct Configuration {
+            palette: u8,
+            first_row: u8,
+            reserved: [u8; 14],
+            row_bytes: [u16; 16],
+            rows: [u8; 16],
+        }
+        let mut configuration = Configuration {
+            palette: 1,
+            first_row: 0,
+            reserved: [0; 14],
+            row_bytes: [0; 16],
+            rows: [0; 16],
+        };
+        configuration.row_bytes[..8].fill(64);
+        configuration.rows[..8].fill(16);
+        // SAFETY: the unit is there, and the configuration is one of palette 1.
+        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const configuration, options(nostack)) };
+        Configured(PhantomData)
+    }
+}
+
+/// Asks Linux for the registers of tiles (`arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)`).
+fn is_permitted() -> bool {
+    // SAFETY: it changes nothing else.
+    unsafe { libc::syscall(libc::SYS_arch_prctl, 0x1023, 18) == 0 }
+}
+
+/// The unit as this thread has configured it.
+pub(super) struct Configured(PhantomData<*const ()>);
+
+impl Drop for Configured {
+    fn drop(&mut self) {
+        // SAFETY: the unit is there.
+        unsafe { asm!("tilerelease", options(nomem, nostack)) };
+    }
+}
+
+impl Configured {
+    /// `target = start + left · right`, of `rows` and `columns` up to [`LINES`].
+    ///
+    /// # Safety
+    ///
+    /// The panels have `steps` steps, at least one, and nobody else uses this block of the target.
+    pub(super) unsafe fn multiply(
+        &self,
+        left: *const Step,
+        right: *const Step,
+        ahead: *const u8,
+        steps: usize,
+        target: Matrix,
+        [rows, columns]: [usize; 2],
+        start: Start,
+    ) {
+        #[repr(align(64))]
+        struct Block([[f32; LINES]; LINES]);
+        static ZEROS: Block = Block([[0.0; LINES]; LINES]);
+        let width = target.strides[0] as usize;
+        let is_whole = [rows, columns] == [LINES; 2];
+        let mut first = [0.0; LINES];
+        let zeros = ZEROS.0.as_ptr().cast();
+        // SAFETY: as promised.
+        unsafe {
+            let (values, stride) = match start {
+                Start::Target if is_whole => (target.values.cast_const(), width),
+                Start::Row(row) if is_whole => (row.as_ptr(), 0),
+                Start::Row(row) => {
+                    first[..columns].copy_from_slice(row);
+                    (first.as_ptr(), 0)
+                }
+                Start::Zero | Start::Target => (zeros, 0),
+            };
+            if is_whole {
+                for row in 0..LINES {
+                    let row = target.skip(row, 0).values;
+                    _mm_prefetch::<_MM_HINT_T1>(row.cast());
+                    _mm_prefetch::<_MM_HINT_T1>(row.add(16).cast());
+                }
+                return self.sum(
+                    left,
+                    right,
+                    ahead,
+                    steps,
+                    target.values,
+                    width,
+                    values,
+                    stride,
+                );
+            }
+            let mut block = Block([[0.0; LINES]; LINES]);
+            self.sum(
+                left,
+                right,
+                ahead,
+                steps,
+                block.0.as_mut_ptr().cast(),
+                LINES,
+                values,
+                stride,
+            );
+            for (index, row) in block.0[..rows].iter().enumerate() {
+                let target = std::slice::from_raw_parts_mut(target.skip(index, 0).values, columns);
+                match start {
+                    Start::Target => target
+                        .iter_mut()
+                        .zip(row)
+                        .for_each(|(sum, more)| *sum += more),
+                    Start::Row(_) | Start::Zero => target.copy_from_slice(&row[..columns]),
+                }
+            }
+        }
+    }
+
+    /// Begins with a block at `start`, and writes one to `target`, with `stride` numbers from row to row.
+    #[allow(clippy::too_many_arguments)]
+    unsafe fn sum(
+        &self,
+        left: *const Step,
+        right: *const Step,
+        ahead: *const u8,
+        steps: usize,
+        target: *mut f32,
+        target_stride: usize,
+        start: *const f32,
+        start_stride: usize,
+    ) {
+        // Four tiles are the block's sums, two have pieces of the left side's rows, and two of the right side's columns.
+        // Small products come first, and from one to the next of them one side stays.
+        macro_rules! multiply {
+            () => {
+                "tdpbf16ps tmm0, tmm4, tmm6
+                 tdpbf16ps tmm1, tmm4, tmm7
+                 tdpbf16ps tmm2, tmm5, tmm6
+                 tdpbf16ps tmm3, tmm5, tmm7"
+            };
+        }
+        macro_rules! left {
+            ($piece:literal) => {
+                concat!(
+                    "tileloadd tmm4, [{left} + {row} + 2048 * ",
+                    $piece,
+                    "]\n",
+                    "tileloadd tmm5, [{left} + {row} + 2048 * ",
+                    $piece,
+                    " + 1024]"
+                )
+            };
+        }
+        macro_rules! right {
+            ($piece:literal) => {
+                concat!(
+                    "tileloadd tmm6, [{right} + {row} + 2048 * ",
+                    $piece,
+                    "]\n",
+                    "tileloadd tmm7, [{right} + {row} + 2048 * ",
+                    $piece,
+                    " + 1024]"
+                )
+            };
+        }
+        // SAFETY: the unit is configured; the panels have these steps, and the blocks are there.
+        unsafe {
+            asm!(
+                "tileloadd tmm0, [{start} + {start_stride}]",
+                "tileloadd tmm1, [{start} + {start_stride} + 64]",
+                "tileloadd tmm2, [{start_below} + {start_stride}]",
+                "tileloadd tmm3, [{start_below} + {start_stride} + 64]",
+                "2:",
+                "prefetcht1 [{ahead} + 0]", "prefetcht1 [{ahead} + 64]",
+                left!("2"), right!("0"), multiply!(),
+                "prefetcht1 [{ahead} + 128]", "prefetcht1 [{ahead} + 192]",
+                left!("1"), multiply!(),
+                "prefetcht1 [{ahead} + 256]", "prefetcht1 [{ahead} + 320]",
+                right!("1"), multiply!(),
+                "prefetcht1 [{ahead} + 384]", "prefetcht1 [{ahead} + 448]",
+                left!("0"), multiply!(),
+                "prefetcht1 [{ahead} + 512]", "prefetcht1 [{ahead} + 576]",
+                right!("2"), multiply!(),
+                "prefetcht1 [{ahead} + 640]", "prefetcht1 [{ahead} + 704]",
+                right!("0"), multiply!(),
+                "add {left}, 6144",
+                "add {right}, 6144",
+                "add {ahead}, 768",
+                "dec {steps}",
+                "jnz 2b",
+                "tilestored [{target} + {target_stride}], tmm0",
+                "tilestored [{target} + {target_stride} + 64], tmm1",
+                "tilestored [{target_below} + {target_stride}], tmm2",
+                "tilestored [{target_below} + {target_stride} + 64], tmm3",
+                left = inout(reg) left => _,
+                right = inout(reg) right => _,
+                steps = inout(reg) steps => _,
+                ahead = inout(reg) ahead => _,
+                row = in(reg) 64usize,
+                start = in(reg) start,
+                start_below = in(reg) start.add(16 * start_stride),
+                start_stride = in(reg) 4 * start_stride,
+                target = in(reg) target,
+                target_below = in(reg) target.add(16 * target_stride),
+                target_stride = in(reg) 4 * target_stride,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack),
+            );
+        }
+    }
+}

@@ -1,0 +1,313 @@
+//! Products of matrices anywhere in memory: on the tiles of processors that have them, by the `gemm` crate on others.
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx;
+
+use gemm::{Parallelism, gemm};
+use rayon::prelude::*;
+
+/// A matrix somewhere in memory.
+#[derive(Clone, Copy)]
+pub(super) struct Matrix {
+    pub(super) values: *mut f32,
+    /// From one to the next row and column.
+    pub(super) strides: [isize; 2],
+}
+
+impl Matrix {
+    /// Of values that are only read.
+    pub(super) fn read(values: &[f32], strides: [isize; 2]) -> Self {
+        Self {
+            values: values.as_ptr().cast_mut(),
+            strides,
+        }
+    }
+
+    /// Rows side by side.
+    pub(super) fn dense(values: &mut [f32], width: usize) -> Self {
+        Self {
+            values: values.as_mut_ptr(),
+            strides: [width as isize, 1],
+        }
+    }
+
+    /// Rows side by side in the room of a vector, which need not be written before.
+    pub(super) fn room(values: &mut Vec<f32>, rows: usize, width: usize) -> Self {
+        values.reserve((rows * width).saturating_sub(values.len()));
+        Self {
+            values: values.as_mut_ptr(),
+            strides: [width as isize, 1],
+        }
+    }
+
+    /// From a row and a column on.
+    pub(super) fn skip(self, row: usize, column: usize) -> Self {
+        let [rows, columns] = self.strides;
+        let values = self
+            .values
+            .wrapping_offset(row as isize * rows + column as isize * columns);
+        Self { values, ..self }
+    }
+
+    pub(super) fn transposed(self) -> Self {
+        let [row, column] = self.strides;
+        Self {
+            strides: [column, row],
+            ..self
+        }
+    }
+}
+
+// SAFETY: it is used by the rules of `product`, for all threads together.
+unsafe impl Send for Matrix {}
+// SAFETY: as above.
+unsafe impl Sync for Matrix {}
+
+/// What a product is added to.
+#[derive(Clone, Copy)]
+pub(super) enum Start<'a> {
+    /// Nothing: the target need not be written before.
+    Zero,
+    /// This row, in each row of the target, which has its rows side by side and need not be written before.
+    Row(&'a [f32]),
+    /// What the target has.
+    Target,
+}
+
+/// `target = start + left · right` of sizes `[m, k]` and `[k, n]`, on one thread or on all.
+///
+/// # Safety
+///
+/// The matrices have these sizes, and nobody else uses the target.
+pub(super) unsafe fn product(
+    [m, n, k]: [usize; 3],
+    target: Matrix,
+    start: Start,
+    left: Matrix,
+    right: Matrix,
+    is_parallel: bool,
+) {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    // SAFETY: as promised.
+    if unsafe { amx::product([m, n, k], target, start, left, right, is_parallel) } {
+        return;
+    }
+    // SAFETY: as promised.
+    unsafe { by_vectors([m, n, k], target, start, left, right, is_parallel) };
+}
+
+/// As [`product`], by the `gemm` crate.
+///
+/// # Safety
+///
+/// As that one's.
+unsafe fn by_vectors(
+    [m, n, k]: [usize; 3],
+    target: Matrix,
+    start: Start,
+    left: Matrix,
+    right: Matrix,
+    is_parallel: bool,
+) {
+    let zeros;
+    let row = match start {
+        Start::Row(row) => Some(row),
+        Start::Zero if k == 0 => {
+            zeros = vec![0.0; n];
+            Some(&zeros[..])
+        }
+        Start::Zero | Start::Target => None,
+    };
+    if let Some(row) = row {
+        debug_assert_eq!(target.strides[1], 1, "the target has its rows side by side");
+        // SAFETY: each row is there, and nobody else uses it.
+        let fill = |index| unsafe {
+            let target = target.skip(index, 0).values;
+            target.copy_from_nonoverlapping(row.as_ptr(), row.len());
+        };
+        match is_parallel {
+            true => (0..m).into_par_iter().with_min_len(16).for_each(fill),
+            false => (0..m).for_each(fill),
+        }
+    }
+    if k == 0 {
+        return;
+    }
+    let ([target_row, target_column], [left_row, left_column], [right_row, right_column]) =
+        (target.strides, left.strides, right.strides);
+    // SAFETY: as promised.
+    unsafe {
+        gemm(
+            m,
+            n,
+            k,
+            target.values,
+            target_column,
+            target_row,
+            !matches!(start, Start::Zero),
+            left.values,
+            left_column,
+            left_row,
+            right.values,
+            right_column,
+            right_row,
+            1.0,
+            1.0,
+            false,
+            false,
+            false,
+            match is_parallel {
+                true => Parallelism::Rayon(0),
+                false => Parallelism::None,
+            },
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Numbers from -1 to 1.
+    fn numbers(count: usize, mut seed: u64) -> Vec<f32> {
+        let next = || {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            (seed >> 40) as f32 / (1 << 23) as f32 - 1.0
+        };
+        std::iter::repeat_with(next).take(count).collect()
+    }
+
+    /// A matrix of these sizes, by rows or by columns.
+    fn matrix(values: &[f32], [rows, columns]: [usize; 2], is_by_column: bool) -> Matrix {
+        let strides = match is_by_column {
+            true => [1, rows],
+            false => [columns, 1],
+        };
+        Matrix::read(values, strides.map(|stride| stride as isize))
+    }
+
+    fn at(matrix: Matrix, row: usize, column: usize) -> f64 {
+        // SAFETY: the tests stay within their matrices.
+        f64::from(unsafe { *matrix.skip(row, column).values })
+    }
+
+    type Product = unsafe fn([usize; 3], Matrix, Start, Matrix, Matrix, bool);
+
+    /// The largest error of a product, as a share of what its terms come to without their signs.
+    fn error(
+        multiply: Product,
+        sizes @ [m, n, k]: [usize; 3],
+        start: Start,
+        [left, right]: [Matrix; 2],
+        is_across: bool,
+        is_parallel: bool,
+    ) -> f64 {
+        let before = numbers(m * n, 3);
+        let mut values = before.clone();
+        let target = match is_across {
+            true => Matrix::dense(&mut values, m).transposed(),
+            false => Matrix::dense(&mut values, n),
+        };
+        let before = Matrix::read(&before, target.strides);
+        // SAFETY: the matrices have these sizes.
+        unsafe { multiply(sizes, target, start, left, right, is_parallel) };
+        let mut largest = 0.0f64;
+        for row in 0..m {
+            for column in 0..n {
+                let first = match start {
+                    Start::Zero => 0.0,
+                    Start::Row(row) => f64::from(row[column]),
+                    Start::Target => at(before, row, column),
+                };
+                let (mut total, mut size) = (first, first.abs());
+                for index in 0..k {
+                    let term = at(left, row, index) * at(right, index, column);
+                    total += term;
+                    size += term.abs();
+                }
+                let difference = (at(target, row, column) - total).abs();
+                largest = largest.max(difference / size.max(f64::MIN_POSITIVE));
+            }
+        }
+        largest
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn products_are_sums_of_products(
+            sizes @ [m, n, k] in [1usize..150, 1usize..150, 0usize..150],
+            by_column in any::<[bool; 2]>(),
+            begins in 0..3,
+            is_across in any::<bool>(),
+            is_parallel in any::<bool>(),
+        ) {
+            let (left, right, row) = (numbers(m * k, 7), numbers(k * n, 9), numbers(n, 5));
+            let left = matrix(&left, [m, k], by_column[0]);
+            let right = matrix(&right, [k, n], by_column[1]);
+            let start = match begins {
+                0 => Start::Zero,
+                1 => Start::Row(&row),
+                _ => Start::Target,
+            };
+            let is_across = is_across && matches!(start, Start::Target);
+            for multiply in [product as Product, by_vectors] {
+                let error = error(multiply, sizes, start, [left, right], is_across, is_parallel);
+                prop_assert!(error < 1e-6, "{error}");
+            }
+        }
+    }
+
+    /// Several blocks, depths and threads, and lines that fill no panel.
+    #[test]
+    fn large_products_are_as_exact_as_by_vectors() {
+        for sizes @ [m, n, k] in [[300, 1100, 1700], [1100, 40, 900], [65, 65, 70_000]] {
+            let (left, right) = (numbers(m * k, 7), numbers(k * n, 9));
+            let sides = [matrix(&left, [m, k], true), matrix(&right, [k, n], true)];
+            let [by_this, by_vectors] = [product as Product, by_vectors]
+                .map(|multiply| error(multiply, sizes, Start::Target, sides, false, true));
+            assert!(by_this <= 1.1 * by_vectors, "{by_this} and {by_vectors}");
+        }
+    }
+
+    /// The numbers of a row or a column may be far larger or smaller than those of the next.
+    #[test]
+    fn numbers_of_all_sizes_keep_their_digits() {
+        let sizes @ [m, n, k] = [64, 64, 96];
+        let (mut left, mut right) = (numbers(m * k, 7), numbers(k * n, 9));
+        for (index, value) in left.iter_mut().enumerate() {
+            *value *= 10.0f32.powi((index / k % 31) as i32 - 15);
+        }
+        for (index, value) in right.iter_mut().enumerate() {
+            *value *= 10.0f32.powi((index % n % 31) as i32 - 15);
+        }
+        let sides = [matrix(&left, [m, k], false), matrix(&right, [k, n], false)];
+        let error = error(product, sizes, Start::Zero, sides, false, false);
+        assert!(error < 1e-6, "{error}");
+    }
+
+    #[test]
+    fn what_is_not_finite_stays_so() {
+        let sizes @ [m, n, k] = [64, 64, 64];
+        for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let (mut left, right) = (numbers(m * k, 7), numbers(k * n, 9));
+            left[5 * k + 3] = value;
+            let mut found = vec![0.0; m * n];
+            let target = Matrix::dense(&mut found, n);
+            let sides = [matrix(&left, [m, k], false), matrix(&right, [k, n], false)];
+            // SAFETY: the matrices have these sizes.
+            unsafe { product(sizes, target, Start::Zero, sides[0], sides[1], false) };
+            for (row, found) in found.chunks_exact(n).enumerate() {
+                let expected = row != 5;
+                assert!(
+                    found.iter().all(|value| value.is_finite() == expected),
+                    "{row}"
+                );
+            }
+        }
+    }
+}
