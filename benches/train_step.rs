@@ -21,7 +21,7 @@ use burn_zoo::{
         },
     },
     models::gpt::GptConfig,
-    train::objective::Recompute,
+    train::objective::StepConfig,
 };
 use criterion::{
     BenchmarkGroup, Criterion, criterion_group, criterion_main, measurement::WallTime,
@@ -49,7 +49,7 @@ fn train_step(criterion: &mut Criterion) {
     let model = model.transformer(65).expect("the sizes fit");
     let sizes = [SHAPE.batch_size, SHAPE.context_length];
     for found in common::devices() {
-        let bench = TrainBench::new(&model, sizes, Recompute::Nothing, &found.device);
+        let bench = TrainBench::new(&model, sizes, StepConfig::default(), &found.device);
         let mut bench = bench.expect("the sizes fit");
         group.bench_function(format!("step/{}", found.name), |bencher| {
             bencher.iter(|| bench.step())

@@ -23,6 +23,12 @@ pub trait Batch: Clone + Debug + Send + 'static {
 
     /// Sets the share.
     fn set_share(&mut self, share: f32);
+
+    /// How many sequences it has.
+    fn n_sequences(&self) -> usize;
+
+    /// Some of its sequences. Their tokens count as its own do on average.
+    fn sequences(&self, range: Range<usize>) -> Self;
 }
 
 /// What a training learns from and is evaluated on.

@@ -12,7 +12,7 @@ use rand_chacha::ChaCha8Rng;
 use crate::{
     batch::{Batch, Numbered, TrainingData},
     rows::{ids, padded, visible},
-    windows::NOT_ASKED,
+    windows::{Asked, NOT_ASKED},
 };
 
 /// What a model should say of a reading.
@@ -82,6 +82,30 @@ impl Batch for ExampleBatch {
 
     fn set_share(&mut self, share: f32) {
         self.share = share;
+    }
+
+    fn n_sequences(&self) -> usize {
+        self.inputs.tokens.dims()[0]
+    }
+
+    fn sequences(&self, range: Range<usize>) -> Self {
+        let (first, length) = (range.start, range.len());
+        let targets = match &self.targets {
+            Targets::Classes(classes) => Targets::Classes(classes.clone().narrow(0, first, length)),
+            Targets::Numbers(numbers) => Targets::Numbers(numbers.clone().narrow(0, first, length)),
+            Targets::Tokens(classes) => Targets::Tokens(classes.clone().narrow(0, first, length)),
+            Targets::Spans(spans) => Targets::Spans(spans.clone().narrow(0, first, length)),
+        };
+        Self {
+            n_asked: match &targets {
+                Targets::Tokens(classes) => Asked::of(classes).n,
+                _ => self.n_asked * length / self.n_sequences(),
+            },
+            targets,
+            n_tokens: self.n_tokens * length / self.n_sequences(),
+            inputs: self.inputs.sequences(range),
+            share: self.share,
+        }
     }
 }
 

@@ -77,6 +77,22 @@ impl Batch for PairBatch {
     fn set_share(&mut self, share: f32) {
         self.share = share;
     }
+
+    fn n_sequences(&self) -> usize {
+        self.inputs.tokens.dims()[0]
+    }
+
+    fn sequences(&self, range: Range<usize>) -> Self {
+        let targets = self.targets.clone().narrow(0, range.start, range.len());
+        Self {
+            asked: Asked::of(&targets),
+            targets,
+            relations: self.relations.clone().narrow(0, range.start, range.len()),
+            n_tokens: self.n_tokens * range.len() / self.n_sequences(),
+            inputs: self.inputs.sequences(range),
+            share: self.share,
+        }
+    }
 }
 
 /// A pair of runs of sentences.

@@ -1,6 +1,8 @@
 //! What a model reads.
 
-use burn::tensor::{Bool, Int, Tensor};
+use std::ops::Range;
+
+use burn::tensor::{Bool, Int, Tensor, kind::Basic};
 
 /// What a model reads: tokens, and what belongs to them.
 #[derive(Clone, Debug)]
@@ -46,6 +48,30 @@ impl From<Tensor<2, Int>> for Inputs {
 }
 
 impl Inputs {
+    /// Those of some of the sequences.
+    pub fn sequences(&self, range: Range<usize>) -> Self {
+        fn rows<const D: usize, K: Basic>(
+            tensor: Tensor<D, K>,
+            range: &Range<usize>,
+        ) -> Tensor<D, K> {
+            tensor.narrow(0, range.start, range.len())
+        }
+        let ids = |tensor: &Option<Tensor<2, Int>>| tensor.clone().map(|ids| rows(ids, &range));
+        Self {
+            tokens: rows(self.tokens.clone(), &range),
+            visible: self.visible.clone().map(|visible| rows(visible, &range)),
+            segments: ids(&self.segments),
+            prefix_lengths: self
+                .prefix_lengths
+                .clone()
+                .map(|lengths| rows(lengths, &range)),
+            documents: ids(&self.documents),
+            positions: ids(&self.positions),
+            block_positions: ids(&self.block_positions),
+            decoder_tokens: ids(&self.decoder_tokens),
+        }
+    }
+
     /// The positions of the tokens, `[batch, seq]`, where they are not the places in the sequence.
     pub(crate) fn positions(&self) -> Option<Tensor<2, Int>> {
         let positions = self.positions.clone();

@@ -199,7 +199,10 @@ pub(crate) fn forward(block: &Block, x: Tensor<3>, pass: &mut Pass) -> Tensor<3>
     let draw = || SEEDS.with_borrow_mut(ChaCha8Rng::next_u64);
     let seed = plain_block.has_dropout().then(draw);
     let device = x.device();
-    let reseed = move || seed.into_iter().for_each(|seed| device.seed(seed));
+    let reseed = move || {
+        seed.into_iter()
+            .for_each(|seed| burn_zoo_ops::seed(&device, seed))
+    };
 
     reseed();
     let mut plain = pass.without_graph();

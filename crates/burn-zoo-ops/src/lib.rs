@@ -68,6 +68,7 @@ mod projected_loss;
 mod rotary;
 mod rows;
 mod scale;
+mod threads;
 
 pub use activation::Activation;
 pub use adamw::AdamWStep;
@@ -75,6 +76,7 @@ pub use attention::{AttentionMask, ScoreBias, Scoring};
 pub use norm::{Affine, NormKind};
 pub use projected_loss::ClassLoss;
 pub use rotary::Pairing;
+pub use threads::{at_once, on_worker, seed, shares_cores};
 
 /// The operations that make a transformer fast, as an extension of Burn's [`Backend`].
 ///
@@ -805,29 +807,4 @@ pub fn add_normalize<const D: usize>(
         epsilon,
     );
     (Tensor::from_dispatch(sum), Tensor::from_dispatch(output))
-}
-
-/// Runs a program's computing on one of the threads that Flex's kernels share. A kernel that is called from elsewhere wakes
-/// one of them and waits; called from one of them, it begins at once and the others join. For a small model, whose kernels
-/// take microseconds, that is a tenth of a step and more.
-///
-/// Other backends do not mind. With a single thread there is nothing to win, and what computes stays where it is: it might
-/// wait for work that needs that thread.
-///
-/// ```
-/// let answer = burn_zoo_ops::on_worker(|| 6 * 7);
-/// assert_eq!(answer, 42);
-/// ```
-pub fn on_worker<R: Send>(compute: impl FnOnce() -> R + Send) -> R {
-    #[cfg(feature = "flex")]
-    {
-        // As large a stack as a program's first thread has. It cannot be set once the threads run, which is no harm.
-        let _ = rayon::ThreadPoolBuilder::new()
-            .stack_size(8 << 20)
-            .build_global();
-        if rayon::current_num_threads() > 1 {
-            return rayon::scope(|_| compute());
-        }
-    }
-    compute()
 }

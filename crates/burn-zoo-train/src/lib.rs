@@ -34,5 +34,5 @@ mod terminal;
 pub mod trainer;
 
 // burn-train's own, for callers that need nothing else of it.
-pub use burn_train::{Interrupter, Learner};
+pub use burn_train::{Interrupter, Learner, TrainOutput};
 pub use recipe::Recipe;

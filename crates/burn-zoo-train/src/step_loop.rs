@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use burn::data::dataloader::{DataLoaderIterator, Progress};
 use burn::module::{ModuleVisitor, Param};
-use burn::optim::{GradientsAccumulator, GradientsParams};
+use burn::optim::GradientsParams;
 use burn::store::ModuleRecord;
 use burn::tensor::{DType, Device, Tensor, TensorReadError};
 use burn_train::metric::store::EventStoreClient;
@@ -25,7 +25,7 @@ use burn_zoo_nn::recompute;
 use crate::{
     average::Average,
     checkpoint::{Checkpoints, Evaluation, RunState},
-    objective::{Facts, LossOutput, MeanFacts, Scaled},
+    objective::{self, Facts, LossOutput, MeanFacts, Scaled},
     recipe::LoopConfig,
 };
 
@@ -473,19 +473,13 @@ where
         let parts = parts.collect::<Result<Vec<B>, End>>()?;
         let total: usize = parts.iter().map(B::n_predictions).sum();
         let model = self.learner.model();
-        let mut accumulator = GradientsAccumulator::new();
-        let mut outputs = parts.into_iter().map(|mut part| {
+        let outputs = parts.into_iter().map(|mut part| {
             part.set_share(part.n_predictions() as f32 / total as f32);
-            let TrainOutput { grads, item } = self.learner.train_step(part);
-            accumulator.accumulate(&model, grads);
-            item
+            self.learner.train_step(part)
         });
-        let first = outputs.next();
-        let output = outputs.fold(first, |sum, part| {
-            sum.map(|sum: LossOutput| sum.merge(part))
-        });
-        let output = output.expect("a step has at least one batch");
-        Ok((accumulator.grads(), output))
+        let TrainOutput { grads, item } =
+            objective::sum(&model, outputs).expect("a step has at least one batch");
+        Ok((grads, item))
     }
 
     /// Reads the loss of the step before, by when the device has likely finished it.

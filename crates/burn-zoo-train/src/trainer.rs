@@ -195,6 +195,7 @@ where
         label_smoothing: training.label_smoothing,
         precision: training.precision,
         recompute: training.recompute,
+        replicas: training.replicas,
     };
     training.precision.check(device)?;
     let checkpoints = match &session.folder {

@@ -77,6 +77,13 @@ pub struct Asked {
 }
 
 impl Asked {
+    /// Where targets `[batch, seq]` on a device are not [`NOT_ASKED`]. Waits for it.
+    pub(crate) fn of(targets: &Tensor<2, Int>) -> Self {
+        let [_, width] = targets.dims();
+        let values: Vec<i32> = targets.clone().into_data().iter::<i32>().collect();
+        Self::new(values.chunks(width.max(1)), &targets.device())
+    }
+
     /// Where the rows of targets, padded to the longest, are not [`NOT_ASKED`].
     pub fn new<'a>(rows: impl Iterator<Item = &'a [i32]> + Clone, device: &Device) -> Self {
         let width = rows.clone().map(<[i32]>::len).max().unwrap_or(0);
@@ -144,6 +151,21 @@ impl Batch for TokenBatch {
 
     fn set_share(&mut self, share: f32) {
         self.share = share;
+    }
+
+    fn n_sequences(&self) -> usize {
+        self.inputs.tokens.dims()[0]
+    }
+
+    fn sequences(&self, range: Range<usize>) -> Self {
+        let targets = self.targets.clone().narrow(0, range.start, range.len());
+        Self {
+            asked: self.asked.as_ref().map(|_| Asked::of(&targets)),
+            targets,
+            n_tokens: self.n_tokens * range.len() / self.n_sequences(),
+            inputs: self.inputs.sequences(range),
+            share: self.share,
+        }
     }
 }
 

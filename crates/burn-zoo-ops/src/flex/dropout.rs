@@ -1,12 +1,12 @@
 //! Dropout whose draws are a function of a seed and the place of a value, so that the gradient draws them again instead
 //! of keeping them.
 
-use burn::backend::ops::FloatTensorOps;
-use burn::tensor::{DType, Distribution, Shape};
-use burn_flex::{Flex, FlexDevice, FlexTensor};
+use burn::tensor::Shape;
+use burn_flex::FlexTensor;
 use macerator::Simd;
 
-use super::simd::{Kernel, chunk_length, run, update};
+use super::simd::{Kernel, chunk_length, run, tensor, update};
+use crate::threads::draw;
 
 /// Values that are kept, larger, or become 0.
 struct Drop<'a> {
@@ -40,10 +40,13 @@ fn mix(number: u32) -> u32 {
     number ^ (number >> 16)
 }
 
-/// The seed of a draw, from the generator of the device: `[2]`.
+/// The seed of a draw, from the generator of the device or the thread: `[2]`.
 pub(super) fn draw_seed() -> FlexTensor {
-    let uniform = Distribution::Uniform(0.0, 1.0);
-    Flex::float_random(Shape::new([2]), uniform, &FlexDevice, DType::F32.into())
+    let drawn = draw();
+    let halves = [drawn >> 32, drawn & 0xffff_ffff];
+    // What a 32-bit float holds of each.
+    let halves = halves.map(|half| (half & 0xff_ffff) as f32);
+    tensor(halves.to_vec(), Shape::new([2]))
 }
 
 /// Which values are dropped.
@@ -56,8 +59,7 @@ pub(super) struct Draws {
 impl Draws {
     /// By a seed of [`draw_seed`].
     pub(super) fn new(seed: &[f32], probability: f64) -> Self {
-        // 23 random bits of each.
-        let seed = [0, 1].map(|which| mix((seed[which] * 2f32.powi(24)) as u32 + which as u32));
+        let seed = [0, 1].map(|which| mix(seed[which] as u32 + which as u32));
         Self { seed, probability }
     }
 

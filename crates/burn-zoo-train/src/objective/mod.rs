@@ -13,7 +13,7 @@ use std::sync::{Arc, OnceLock};
 
 use burn::module::{Module, ModuleDisplay};
 use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLearningRate;
-use burn::optim::{GradientsParams, ModuleOptimizer};
+use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
 use burn::tensor::{DType, ExecutionError, Tensor, TensorReadError};
 use burn_train::{InferenceStep, ItemLazy, TrainOutput, TrainStep};
 use burn_zoo_data::batch::Batch;
@@ -21,6 +21,7 @@ use burn_zoo_nn::{
     mixture::Routing,
     recompute::{self, Tape},
 };
+use burn_zoo_ops::{at_once, shares_cores};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -105,6 +106,8 @@ pub struct StepConfig {
     pub precision: Precision,
     /// What the backward pass computes again.
     pub recompute: Recompute,
+    /// How many copies of the model take parts of a batch, see [`Trainee::on_replicas`]. None and one are the same.
+    pub replicas: usize,
 }
 
 /// A model that learns an objective.
@@ -173,6 +176,89 @@ impl<M: Module, O: Objective<M>> Trainee<M, O> {
     }
 }
 
+impl<M, O> Trainee<M, O>
+where
+    M: Module + ModuleDisplay + 'static,
+    O: Objective<M>,
+{
+    /// Computes with parts of a batch. Where the device can do it, copies of this take one each, all at once with their
+    /// share of the processor's cores: cores that wait for each other after a batch, and not in each of its operations,
+    /// wait less. Elsewhere the batch is one part. Parts count by their predictions, and those without any are left out.
+    pub fn on_replicas<R: Send>(
+        &self,
+        batch: O::Batch,
+        compute: impl Fn(&Self, O::Batch) -> R + Sync,
+    ) -> Vec<R> {
+        let device = self.devices().into_iter().next();
+        let device = device.filter(|device| self.config.replicas > 1 && shares_cores(device));
+        let Some(device) = device else {
+            return vec![compute(self, batch)];
+        };
+        let n_sequences = batch.n_sequences();
+        let size = n_sequences.div_ceil(self.config.replicas).max(1);
+        let parts = (0..n_sequences).step_by(size).filter_map(|first| {
+            let mut part = batch.sequences(first..(first + size).min(n_sequences));
+            let share = part.n_predictions() as f32 / batch.n_predictions() as f32;
+            part.set_share(batch.share() * share);
+            // A copy has a graph of its own.
+            (share > 0.0).then(|| (self.clone().fork(&device), part))
+        });
+        let parts: Vec<_> = parts.collect();
+        if parts.is_empty() {
+            return vec![compute(self, batch)];
+        }
+        at_once(&device, parts, |seed, (replica, part)| {
+            recompute::seed(seed);
+            compute(&replica, part)
+        })
+    }
+
+    /// The loss and the gradients of a part of a step.
+    fn differentiate(&self, batch: O::Batch) -> TrainOutput<LossOutput> {
+        let forward = self.forward(&batch);
+        let loss = &forward.loss;
+        let output = LossOutput::new(loss, &batch);
+        let total = match loss.auxiliary.clone() {
+            Some(auxiliary) => loss.mean.clone() + auxiliary,
+            None => loss.mean.clone(),
+        };
+        // Gradients of parts are summed, so each counts by its share of the step.
+        let total = match batch.share() {
+            1.0 => total,
+            share => total * share,
+        };
+        let total = match self.loss_scale {
+            Some(scale) => total * scale.factor,
+            None => total,
+        };
+        TrainOutput {
+            grads: forward.gradients(total),
+            item: output,
+        }
+    }
+}
+
+/// What parts of a step come to together, each of which counts by its share.
+pub fn sum<M: Module>(
+    model: &M,
+    parts: impl IntoIterator<Item = TrainOutput<LossOutput>>,
+) -> Option<TrainOutput<LossOutput>> {
+    let mut parts = parts.into_iter();
+    let first = parts.next()?;
+    let Some(second) = parts.next() else {
+        return Some(first);
+    };
+    let mut accumulator = GradientsAccumulator::new();
+    accumulator.accumulate(model, first.grads);
+    let rest = std::iter::once(second).chain(parts);
+    let item = rest.fold(first.item, |item, part| {
+        accumulator.accumulate(model, part.grads);
+        item.merge(part.item)
+    });
+    let grads = accumulator.grads();
+    Some(TrainOutput { grads, item })
+}
+
 /// The loss of a batch, and what its gradients need.
 pub struct Forward<M> {
     /// The loss.
@@ -200,25 +286,15 @@ where
     type Output = LossOutput;
 
     fn step(&self, batch: O::Batch) -> TrainOutput<LossOutput> {
-        let forward = self.forward(&batch);
-        let loss = &forward.loss;
-        let output = LossOutput::new(loss, &batch);
-        let total = match loss.auxiliary.clone() {
-            Some(auxiliary) => loss.mean.clone() + auxiliary,
-            None => loss.mean.clone(),
-        };
-        // Accumulated gradients are summed, so each batch counts by its share of the step.
-        let total = match batch.share() {
-            1.0 => total,
-            share => total * share,
-        };
-        let total = match self.loss_scale {
-            Some(scale) => total * scale.factor,
-            None => total,
-        };
+        let n_tokens = batch.n_tokens();
+        let parts = self.on_replicas(batch, Self::differentiate);
+        let output = sum(self, parts).expect("a batch has at least one part");
         TrainOutput {
-            grads: forward.gradients(total),
-            item: output,
+            item: LossOutput {
+                n_tokens,
+                ..output.item
+            },
+            ..output
         }
     }
 

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::Device;
 use burn_zoo_models::gpt::GptConfig;
-use burn_zoo_train::objective::Recompute;
+use burn_zoo_train::objective::StepConfig;
 use serde::Serialize;
 
 use super::{TrainBench, generate, median_ms, random_model};
@@ -31,7 +31,7 @@ pub fn device_speed(device: &Device) -> DeviceSpeed {
     let config = GptConfig::new(4, 4, 128, CONTEXT).transformer(VOCAB_SIZE);
     let config = config.expect(FITS);
     let mut bench =
-        TrainBench::new(&config, [BATCH, CONTEXT], Recompute::Nothing, device).expect(FITS);
+        TrainBench::new(&config, [BATCH, CONTEXT], StepConfig::default(), device).expect(FITS);
     // The first steps compile shaders and find memory.
     bench.step();
     bench.step();

@@ -7,8 +7,8 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use burn_zoo_data::windows::{Asked, NOT_ASKED, TokenBatch};
 use burn_zoo_nn::{ConfigError, Transformer, TransformerConfig};
 use burn_zoo_train::{
-    Learner, flops, memory,
-    objective::{LanguageModeling, Recompute, StepConfig, Trainee},
+    Learner, TrainOutput, flops, memory,
+    objective::{LanguageModeling, LossOutput, StepConfig, Trainee, sum},
     optimizer::OptimizerConfig,
     schedule::ScheduleConfig,
 };
@@ -73,7 +73,7 @@ pub struct TrainTimes {
 }
 
 impl TrainBench {
-    /// A model on `device`, and batches `[batch_size, seq]` for it. Its backward pass recomputes what it is told to.
+    /// A model on `device`, and batches `[batch_size, seq]` for it. Gradients are clipped, whatever `step` says.
     ///
     /// # Errors
     ///
@@ -81,7 +81,7 @@ impl TrainBench {
     pub fn new(
         model: &TransformerConfig,
         [batch_size, seq]: [usize; 2],
-        recompute: Recompute,
+        step: StepConfig,
         device: &Device,
     ) -> Result<Self, ConfigError> {
         if model.head.language().is_none() || model.encoder.is_some() {
@@ -103,8 +103,7 @@ impl TrainBench {
         };
         let step = StepConfig {
             clip_norm: optimizer.clip_norm,
-            recompute,
-            ..StepConfig::default()
+            ..step
         };
         let objective = Trainee::new(transformer, LanguageModeling, step);
         let schedule = schedule.init(optimizer.learning_rate, usize::MAX);
@@ -171,22 +170,31 @@ impl TrainBench {
     pub fn parts(&mut self) -> Parts {
         let batch = self.batch();
         let device = self.device.clone();
-        let mut clock = Instant::now();
-        let mut lap = || {
+        let lap = |clock: &mut Instant| {
             device.sync().expect("the device finishes its work");
             let elapsed = clock.elapsed();
-            clock = Instant::now();
+            *clock = Instant::now();
             elapsed
         };
-        let objective = self.learner.model();
-        let pass = objective.forward(&batch);
-        let forward = lap();
-        let loss = pass.loss.mean.clone();
-        let grads = pass.gradients(loss);
-        let backward = lap();
-        drop(objective);
-        self.learner.optimizer_step(grads);
-        let optimizer = lap();
+        let mut clock = Instant::now();
+        let trainee = self.learner.model();
+        let outputs = trainee.on_replicas(batch, |trainee, batch| {
+            let mut clock = Instant::now();
+            let pass = trainee.forward(&batch);
+            let forward = lap(&mut clock);
+            let item = LossOutput::new(&pass.loss, &batch);
+            let loss = pass.loss.mean.clone() * batch.share;
+            let grads = pass.gradients(loss);
+            (forward, TrainOutput { grads, item })
+        });
+        let forward = outputs.iter().map(|(forward, _)| *forward).max();
+        let forward = forward.unwrap_or_default();
+        let outputs = outputs.into_iter().map(|(_, output)| output);
+        let output = sum(&trainee, outputs).expect("a batch has at least one part");
+        let backward = lap(&mut clock).saturating_sub(forward);
+        drop(trainee);
+        self.learner.optimizer_step(output.grads);
+        let optimizer = lap(&mut clock);
         Parts {
             forward,
             backward,

@@ -8,7 +8,7 @@ use crate::{
     infer::embed::SentenceEncoder,
     models::{directory, family::find_preset, gpt::GptConfig},
     nn::TransformerConfig,
-    train::objective::Recompute,
+    train::objective::{Recompute, StepConfig},
 };
 use clap::Subcommand;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -87,6 +87,9 @@ pub struct TrainArguments {
     /// What the backward pass computes again instead of keeping it.
     #[arg(long, default_value = "nothing", value_parser = recompute())]
     recompute: Recompute,
+    /// Copies of the model that take parts of a batch, each with its share of the processor's cores (flex alone)
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    replicas: u64,
     /// Steps to measure whole, and as many part by part.
     #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
     steps: u32,
@@ -205,7 +208,12 @@ fn train(arguments: &TrainArguments) -> Result<End> {
     let config = arguments.model.config(arguments.context_length)?;
     let found = arguments.common.backend.find()?;
     let sizes = [arguments.batch_size as usize, arguments.context_length];
-    let mut bench = TrainBench::new(&config, sizes, arguments.recompute, &found.device)?;
+    let step = StepConfig {
+        recompute: arguments.recompute,
+        replicas: arguments.replicas as usize,
+        ..StepConfig::default()
+    };
+    let mut bench = TrainBench::new(&config, sizes, step, &found.device)?;
     let (warmup, steps) = (arguments.warmup as usize, arguments.steps as usize);
     let bar = progress_bar();
     bar.set_length((warmup + 2 * steps) as u64);

@@ -264,13 +264,13 @@ mod tests {
 
     /// Several blocks, depths and threads, and lines that fill no panel.
     #[test]
-    fn large_products_are_as_exact_as_by_vectors() {
+    fn large_products_are_about_as_exact_as_by_vectors() {
         for sizes @ [m, n, k] in [[300, 1100, 1700], [1100, 40, 900], [65, 65, 70_000]] {
             let (left, right) = (numbers(m * k, 7), numbers(k * n, 9));
             let sides = [matrix(&left, [m, k], true), matrix(&right, [k, n], true)];
             let [by_this, by_vectors] = [product as Product, by_vectors]
                 .map(|multiply| error(multiply, sizes, Start::Target, sides, false, true));
-            assert!(by_this <= 1.1 * by_vectors, "{by_this} and {by_vectors}");
+            assert!(by_this <= 1.5 * by_vectors, "{by_this} and {by_vectors}");
         }
     }
 

@@ -1,0 +1,157 @@
+//! The threads that Flex computes on, and what they draw.
+
+use burn::tensor::Device;
+#[cfg(feature = "flex")]
+use std::cell::Cell;
+
+/// Runs a program's computing on one of the threads that Flex's kernels share. A kernel that is called from elsewhere wakes
+/// one of them and waits; called from one of them, it begins at once and the others join. For a small model, whose kernels
+/// take microseconds, that is a tenth of a step and more.
+///
+/// Other backends do not mind. With a single thread there is nothing to win, and what computes stays where it is: it might
+/// wait for work that needs that thread.
+///
+/// ```
+/// let answer = burn_zoo_ops::on_worker(|| 6 * 7);
+/// assert_eq!(answer, 42);
+/// ```
+pub fn on_worker<R: Send>(compute: impl FnOnce() -> R + Send) -> R {
+    #[cfg(feature = "flex")]
+    {
+        // As large a stack as a program's first thread has. It cannot be set once the threads run, which is no harm.
+        let _ = rayon::ThreadPoolBuilder::new()
+            .stack_size(STACK)
+            .build_global();
+        if rayon::current_num_threads() > 1 {
+            return rayon::scope(|_| compute());
+        }
+    }
+    compute()
+}
+
+/// Computes with each of the items, and with a seed for what is drawn meanwhile. On Flex all are computed at once, each on
+/// its share of the processor's cores; a core that has work of its own does not wait for others in each operation. On other
+/// devices one follows the other. The seeds follow from the generator of the device, see [`seed`].
+///
+/// ```
+/// let device = burn::tensor::Device::flex();
+/// let squares = burn_zoo_ops::at_once(&device, vec![1, 2, 3], |_, number| number * number);
+/// assert_eq!(squares, [1, 4, 9]);
+/// ```
+pub fn at_once<T: Send, R: Send>(
+    device: &Device,
+    items: Vec<T>,
+    compute: impl Fn(u64, T) -> R + Sync,
+) -> Vec<R> {
+    #[cfg(feature = "flex")]
+    if shares_cores(device) {
+        let pools = pools(items.len());
+        let seeds: Vec<u64> = items.iter().map(|_| draw()).collect();
+        let compute = &compute;
+        return std::thread::scope(|scope| {
+            let running: Vec<_> = items
+                .into_iter()
+                .zip(seeds)
+                .zip(pools.iter())
+                .map(|((item, seed), pool)| {
+                    scope.spawn(move || pool.install(|| with_stream(seed, || compute(seed, item))))
+                })
+                .collect();
+            let results = running.into_iter().map(|thread| match thread.join() {
+                Ok(result) => result,
+                Err(panic) => std::panic::resume_unwind(panic),
+            });
+            results.collect()
+        });
+    }
+    let items = items.into_iter().enumerate();
+    items
+        .map(|(number, item)| compute(number as u64, item))
+        .collect()
+}
+
+/// Whether several things are computed [`at_once`] on a device.
+pub fn shares_cores(device: &Device) -> bool {
+    #[cfg(feature = "flex")]
+    return device.clone().without_autodiff() == Device::flex();
+    #[cfg(not(feature = "flex"))]
+    {
+        let _ = device;
+        false
+    }
+}
+
+/// Seeds what is drawn from a device: by this thread, where it computes one of several things [`at_once`].
+pub fn seed(device: &Device, seed: u64) {
+    #[cfg(feature = "flex")]
+    if STREAM.get().is_some() {
+        STREAM.set(Some(seed));
+        return;
+    }
+    device.seed(seed);
+}
+
+#[cfg(feature = "flex")]
+const STACK: usize = 8 << 20;
+
+#[cfg(feature = "flex")]
+thread_local! {
+    /// Where this thread's own draws stand, if it has any.
+    static STREAM: Cell<Option<u64>> = const { Cell::new(None) };
+}
+
+#[cfg(feature = "flex")]
+fn with_stream<R>(seed: u64, compute: impl FnOnce() -> R) -> R {
+    struct Restore(Option<u64>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            STREAM.set(self.0);
+        }
+    }
+    let _restore = Restore(STREAM.replace(Some(seed)));
+    compute()
+}
+
+/// Random bits: of this thread's own draws, or of Flex's generator (SplitMix64: Steele, Lea and Flood 2014).
+#[cfg(feature = "flex")]
+pub(crate) fn draw() -> u64 {
+    use burn::backend::ops::FloatTensorOps;
+    use burn::tensor::{DType, Distribution, Shape};
+    use burn_flex::{Flex, FlexDevice};
+
+    let Some(state) = STREAM.get() else {
+        let uniform = Distribution::Uniform(0.0, 1.0);
+        let drawn = Flex::float_random(Shape::new([2]), uniform, &FlexDevice, DType::F32.into());
+        // 24 random bits of each.
+        let bits = |which: usize| (drawn.storage::<f32>()[which] * 2f32.powi(24)) as u64;
+        return bits(0) << 32 | bits(1);
+    };
+    let state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    STREAM.set(Some(state));
+    let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
+}
+
+/// So many pools of threads, which share the processor's cores and stay for the next time.
+#[cfg(feature = "flex")]
+fn pools(count: usize) -> std::sync::Arc<[rayon::ThreadPool]> {
+    use std::sync::{Arc, Mutex, PoisonError};
+    static POOLS: Mutex<Vec<Arc<[rayon::ThreadPool]>>> = Mutex::new(Vec::new());
+
+    let mut known = POOLS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(pools) = known.iter().find(|pools| pools.len() == count) {
+        return pools.clone();
+    }
+    let threads = (rayon::current_num_threads() / count.max(1)).max(1);
+    let pool = |_| {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .stack_size(STACK)
+            .build()
+            .expect("the system has threads to give")
+    };
+    let pools: Arc<[_]> = (0..count).map(pool).collect();
+    known.push(pools.clone());
+    pools
+}
