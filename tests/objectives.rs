@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::sync::{Mutex, PoisonError};
+
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{Bool, DType, Device, Int, Tensor};
@@ -19,10 +21,10 @@ use burn_zoo::{
         },
     },
     models::{directory, family::Architecture},
-    nn::{Inputs, Transformer, head::HeadOutput, init},
+    nn::{Inputs, Transformer, TransformerConfig, block::BlockConfig, head::HeadOutput, init},
     train::{
         Recipe,
-        objective::{LanguageModeling, Objective, Pretraining, StepConfig, Trainee},
+        objective::{LanguageModeling, Objective, Pretraining, Recompute, StepConfig, Trainee},
         run::{Material, RunOptions, train},
         trainer::Display,
     },
@@ -224,7 +226,16 @@ fn learn<O: Objective<Transformer>>(
     objective: O,
     batch: O::Batch,
 ) -> (f64, Vec<f64>) {
-    let trainee = Trainee::new(model, objective, StepConfig::default());
+    learn_by(StepConfig::default(), model, objective, batch)
+}
+
+fn learn_by<O: Objective<Transformer>>(
+    config: StepConfig,
+    model: Transformer,
+    objective: O,
+    batch: O::Batch,
+) -> (f64, Vec<f64>) {
+    let trainee = Trainee::new(model, objective, config);
     let output = TrainStep::step(&trainee, batch);
     let loss = output.item.facts().unwrap().loss;
     (loss, gradients(&trainee, &output.grads))
@@ -313,6 +324,63 @@ fn doubling_the_padding_of_windows_changes_nothing() {
         );
         let expected = learn(model.clone(), LanguageModeling, batch);
         assert_same(learn(model, LanguageModeling, padded), expected, what);
+    }
+}
+
+/// Replicas draw their seeds from the generator of the device, which is one for all tests.
+static GENERATOR: Mutex<()> = Mutex::new(());
+
+fn replicas(replicas: usize) -> StepConfig {
+    StepConfig {
+        replicas,
+        ..StepConfig::default()
+    }
+}
+
+/// Also where parts differ in how much they are asked, and there are fewer sequences than replicas.
+#[test]
+fn replicas_learn_what_one_model_does() {
+    let _alone = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
+    let device = processor().autodiff();
+    let cases = [
+        ("masked", bert(&device), Prediction::Masked(masking()), 20),
+        ("infilled", glm(&device), infilling(0.3), 30),
+        ("corrupted", t5(&device), corruption(), 20),
+        ("next", glm(&device), Prediction::Next, 30),
+    ];
+    for (what, model, prediction, context) in cases {
+        let batch = windows(prediction, context, &device);
+        let expected = learn(model.clone(), LanguageModeling, batch.clone());
+        for count in [2, 3, 64] {
+            let config = replicas(count);
+            let found = learn_by(config, model.clone(), LanguageModeling, batch.clone());
+            assert_same(found, expected.clone(), &format!("{what}, {count}"));
+        }
+    }
+}
+
+/// Each replica has draws of its own, which follow from the seed of the device; so has each of its blocks that is computed
+/// again.
+#[test]
+fn replicas_drop_the_same_again_from_the_same_seed() {
+    let _alone = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
+    let device = processor().autodiff();
+    let config = TransformerConfig::uniform(VOCAB_SIZE, 64, 2, BlockConfig::gpt2(16, 2));
+    init::seed(3);
+    let model = config.with_dropout(0.3).init(&device);
+    let batch = windows(Prediction::Next, 30, &device);
+    for recompute in [Recompute::Nothing, Recompute::Block] {
+        let config = StepConfig {
+            recompute,
+            ..replicas(2)
+        };
+        let learn = |seed| {
+            device.seed(seed);
+            learn_by(config, model.clone(), LanguageModeling, batch.clone())
+        };
+        let (first, again, other) = (learn(3), learn(3), learn(4));
+        assert_eq!(first, again);
+        assert_ne!(first, other);
     }
 }
 

@@ -22,10 +22,12 @@ def sizes(n_layers, d_model, n_heads, vocab_size, context_length, batch_size):
 
 
 BERT = ["--context-length", 128, "--batch-size", 8]
+# Each core takes half of a batch, where one operation after the other is too short to share.
+HALVES = ["--replicas", 2]
 # What `bench` is told, arguments of both sides, of each alone, what is compared, and how many steps are measured.
 CASES = {
-    "train-s": ("train", sizes(4, 128, 4, 65, 64, 12), [], [], "step_ms", 60),
-    "train-m": ("train", sizes(6, 384, 6, 65, 256, 8), [], [], "step_ms", 20),
+    "train-s": ("train", sizes(4, 128, 4, 65, 64, 12), HALVES, [], "step_ms", 60),
+    "train-m": ("train", sizes(6, 384, 6, 65, 256, 8), HALVES, [], "step_ms", 20),
     "train-l": ("train", sizes(12, 768, 12, 50257, 512, 2), [], [], "step_ms", 7),
     "bert": ("train", BERT, ["--preset", "bert-base"], ["--bert"], "step_ms", 7),
     **{

@@ -4,13 +4,15 @@
 //! A directory of the `sentence-transformers` library says in `modules.json` how states are pooled and
 //! whether vectors are normalised.
 
-use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{fs, iter};
 
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
 use burn_zoo_data::tokenizer::{Tokenizer, TokenizerError};
 use burn_zoo_models::directory::{self, DirectoryError};
 use burn_zoo_nn::{Inputs, Transformer, attention::AttentionPattern};
+use burn_zoo_ops::{at_once, cores};
 use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::batch;
@@ -233,12 +235,21 @@ impl SentenceEncoder {
             .encode_marked(texts, self.config.max_length)?;
         let mut order: Vec<usize> = (0..tokens.len()).collect();
         order.sort_by_key(|&index| tokens[index].len());
+        // Where cores can have a batch each, none waits for another before the last, which is the shortest.
+        let batches: Vec<&[usize]> = order.rchunks(Self::BATCH).collect();
+        let next = AtomicUsize::new(0);
+        let shares = vec![(); cores(&self.device).max(1).min(batches.len())];
+        let found = at_once(&self.device, shares, |_, ()| {
+            let taken = iter::from_fn(|| batches.get(next.fetch_add(1, Ordering::Relaxed)));
+            let vectors = taken.flat_map(|batch| {
+                let texts: Vec<&[u32]> = batch.iter().map(|&i| tokens[i].as_slice()).collect();
+                batch.iter().copied().zip(self.embed_batch(&texts))
+            });
+            vectors.collect::<Vec<_>>()
+        });
         let mut vectors = vec![Vec::new(); tokens.len()];
-        for batch in order.chunks(Self::BATCH) {
-            let batch_tokens: Vec<&[u32]> = batch.iter().map(|&i| tokens[i].as_slice()).collect();
-            for (&index, vector) in batch.iter().zip(self.embed_batch(&batch_tokens)) {
-                vectors[index] = vector;
-            }
+        for (index, vector) in found.into_iter().flatten() {
+            vectors[index] = vector;
         }
         Ok(vectors)
     }

@@ -21,9 +21,9 @@ pub struct ClassLoss {
     pub scale: f64,
 }
 
-/// Rows of a block, such that blocks are of about one size.
-pub(crate) fn block_rows(rows: usize, n_classes: usize) -> usize {
-    let most = (BLOCK / n_classes.max(1)).clamp(1, rows.max(1));
+/// Rows of a block of at most so many logits, such that blocks are of about one size.
+pub(crate) fn block_rows(rows: usize, n_classes: usize, block: usize) -> usize {
+    let most = (block / n_classes.max(1)).clamp(1, rows.max(1));
     rows.div_ceil(rows.div_ceil(most).max(1)).max(1)
 }
 
@@ -35,7 +35,7 @@ fn for_each_block<B: Backend>(
     mut each: impl FnMut(FloatTensor<B>, IntTensor<B>),
 ) {
     let [rows, _] = input.shape().dims();
-    let size = block_rows(rows, n_classes);
+    let size = block_rows(rows, n_classes, BLOCK);
     if size >= rows {
         return each(input.clone(), classes.clone());
     }
@@ -127,12 +127,12 @@ mod tests {
 
     #[test]
     fn blocks_are_of_one_size_and_hold_all_rows() {
-        assert_eq!(block_rows(1024, 65), 1024);
-        assert_eq!(block_rows(1024, 50_257), 147);
-        assert_eq!(block_rows(3, 1 << 30), 1);
-        assert_eq!(block_rows(1, 65), 1);
+        assert_eq!(block_rows(1024, 65, BLOCK), 1024);
+        assert_eq!(block_rows(1024, 50_257, BLOCK), 147);
+        assert_eq!(block_rows(3, 1 << 30, BLOCK), 1);
+        assert_eq!(block_rows(1, 65, BLOCK), 1);
         for (rows, n_classes) in [(1000, 50_257), (167, 100_000), (12_345, 999)] {
-            let size = block_rows(rows, n_classes);
+            let size = block_rows(rows, n_classes, BLOCK);
             assert!(size * n_classes <= BLOCK);
             // The last is not much smaller than the others.
             assert!(rows.div_ceil(size) * size - rows < rows.div_ceil(size));

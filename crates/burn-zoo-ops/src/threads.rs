@@ -2,7 +2,7 @@
 
 use burn::tensor::Device;
 #[cfg(feature = "flex")]
-use std::cell::Cell;
+use std::{cell::Cell, sync::PoisonError};
 
 /// Runs a program's computing on one of the threads that Flex's kernels share. A kernel that is called from elsewhere wakes
 /// one of them and waits; called from one of them, it begins at once and the others join. For a small model, whose kernels
@@ -30,8 +30,11 @@ pub fn on_worker<R: Send>(compute: impl FnOnce() -> R + Send) -> R {
 }
 
 /// Computes with each of the items, and with a seed for what is drawn meanwhile. On Flex all are computed at once, each on
-/// its share of the processor's cores; a core that has work of its own does not wait for others in each operation. On other
-/// devices one follows the other. The seeds follow from the generator of the device, see [`seed`].
+/// its share of the processor's cores; a core that has work of its own does not wait for others in each operation. Elsewhere,
+/// and within one of several things that are computed at once, one follows the other.
+///
+/// On Flex the seeds follow from the generator of the device, and what this crate draws in 32-bit floats follows from them;
+/// [`seed`] changes that. Elsewhere the seeds are the numbers of the items.
 ///
 /// ```
 /// let device = burn::tensor::Device::flex();
@@ -44,15 +47,14 @@ pub fn at_once<T: Send, R: Send>(
     compute: impl Fn(u64, T) -> R + Sync,
 ) -> Vec<R> {
     #[cfg(feature = "flex")]
-    if shares_cores(device) {
-        let pools = pools(items.len());
+    if items.len() > 1 && cores(device) > 0 {
+        let pools = Pools::take(items.len());
         let seeds: Vec<u64> = items.iter().map(|_| draw()).collect();
         let compute = &compute;
         return std::thread::scope(|scope| {
+            let items = items.into_iter().zip(seeds).zip(&pools.0);
+            // From a thread of no pool: one of another would take other work while it waits.
             let running: Vec<_> = items
-                .into_iter()
-                .zip(seeds)
-                .zip(pools.iter())
                 .map(|((item, seed), pool)| {
                     scope.spawn(move || pool.install(|| with_stream(seed, || compute(seed, item))))
                 })
@@ -64,31 +66,36 @@ pub fn at_once<T: Send, R: Send>(
             results.collect()
         });
     }
+    let _ = device;
     let items = items.into_iter().enumerate();
     items
         .map(|(number, item)| compute(number as u64, item))
         .collect()
 }
 
-/// Whether several things are computed [`at_once`] on a device.
-pub fn shares_cores(device: &Device) -> bool {
+/// On how many cores things can be computed [`at_once`] with a device. None where one follows the other.
+pub fn cores(device: &Device) -> usize {
     #[cfg(feature = "flex")]
-    return device.clone().without_autodiff() == Device::flex();
-    #[cfg(not(feature = "flex"))]
-    {
-        let _ = device;
-        false
+    if STREAM.get().is_none() && is_flex(device) {
+        return rayon::current_num_threads();
     }
+    let _ = device;
+    0
 }
 
 /// Seeds what is drawn from a device: by this thread, where it computes one of several things [`at_once`].
 pub fn seed(device: &Device, seed: u64) {
     #[cfg(feature = "flex")]
-    if STREAM.get().is_some() {
+    if STREAM.get().is_some() && is_flex(device) {
         STREAM.set(Some(seed));
         return;
     }
     device.seed(seed);
+}
+
+#[cfg(feature = "flex")]
+fn is_flex(device: &Device) -> bool {
+    device.clone().without_autodiff() == Device::flex()
 }
 
 #[cfg(feature = "flex")]
@@ -133,25 +140,37 @@ pub(crate) fn draw() -> u64 {
     mixed ^ (mixed >> 31)
 }
 
-/// So many pools of threads, which share the processor's cores and stay for the next time.
+/// Pools of threads that share the processor's cores, for one caller at a time.
 #[cfg(feature = "flex")]
-fn pools(count: usize) -> std::sync::Arc<[rayon::ThreadPool]> {
-    use std::sync::{Arc, Mutex, PoisonError};
-    static POOLS: Mutex<Vec<Arc<[rayon::ThreadPool]>>> = Mutex::new(Vec::new());
+struct Pools(Vec<rayon::ThreadPool>);
 
-    let mut known = POOLS.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(pools) = known.iter().find(|pools| pools.len() == count) {
-        return pools.clone();
+/// Those that were used last.
+#[cfg(feature = "flex")]
+static IDLE: std::sync::Mutex<Vec<rayon::ThreadPool>> = std::sync::Mutex::new(Vec::new());
+
+#[cfg(feature = "flex")]
+impl Pools {
+    fn take(count: usize) -> Self {
+        let idle = std::mem::take(&mut *IDLE.lock().unwrap_or_else(PoisonError::into_inner));
+        if idle.len() == count {
+            return Self(idle);
+        }
+        let threads = (rayon::current_num_threads() / count).max(1);
+        let pool = |_| {
+            rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .stack_size(STACK)
+                .build()
+                .expect("the system has threads to give")
+        };
+        Self((0..count).map(pool).collect())
     }
-    let threads = (rayon::current_num_threads() / count.max(1)).max(1);
-    let pool = |_| {
-        rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .stack_size(STACK)
-            .build()
-            .expect("the system has threads to give")
-    };
-    let pools: Arc<[_]> = (0..count).map(pool).collect();
-    known.push(pools.clone());
-    pools
+}
+
+#[cfg(feature = "flex")]
+impl Drop for Pools {
+    fn drop(&mut self) {
+        let used = std::mem::take(&mut self.0);
+        *IDLE.lock().unwrap_or_else(PoisonError::into_inner) = used;
+    }
 }

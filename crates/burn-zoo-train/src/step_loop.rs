@@ -478,7 +478,7 @@ where
             self.learner.train_step(part)
         });
         let TrainOutput { grads, item } =
-            objective::sum(&model, outputs).expect("a step has at least one batch");
+            objective::sum_parts(&model, outputs).expect("a step has at least one batch");
         Ok((grads, item))
     }
 

@@ -13,12 +13,13 @@ use macerator::Simd;
 use rayon::prelude::*;
 
 use super::dropout::{Draws, draw_seed};
-use super::product::{Matrix, Start, product};
+use super::product::{self, Matrix, Start, product};
 use super::simd::{Kernel, contiguous, exp, largest, mul_add, run, sum, tensor};
 use crate::attention::composed_forward;
-use crate::{ScoreBias, Scoring};
+use crate::{AttentionMask, ScoreBias, Scoring};
 
-/// How many queries are worked on at once.
+/// How many queries are worked on at once. Where products split their sides, a block has its keys split: then up to four
+/// times as many queries share that, the more the longer the sequence is.
 const BLOCK: usize = 64;
 
 /// A tensor `[batch, heads, seq, head_dim]` as a matrix for each head.
@@ -139,17 +140,28 @@ impl Job {
     }
 
     fn blocks(&self) -> impl Iterator<Item = Block> {
-        let blocks = (0..self.seq_q).step_by(BLOCK).map(|first| {
-            let queries = first..(first + BLOCK).min(self.seq_q);
+        let size = self.block_queries();
+        let blocks = (0..self.seq_q).step_by(size).map(move |first| {
+            let queries = first..(first + size).min(self.seq_q);
             let keys = self.visible(first).start..self.visible(queries.end - 1).end;
             Block { queries, keys }
         });
         blocks.filter(|block| !block.keys.is_empty())
     }
 
+    /// How many queries a block has.
+    fn block_queries(&self) -> usize {
+        let seen = match self.scoring.mask {
+            AttentionMask::Banded { window } => window.min(self.seq_q),
+            AttentionMask::Full | AttentionMask::Causal => self.seq_q,
+        };
+        let more = if product::splits() { seen / 8 } else { 0 };
+        more.next_multiple_of(BLOCK).clamp(BLOCK, 4 * BLOCK)
+    }
+
     /// How many numbers the scores of any block take.
     fn block_size(&self) -> usize {
-        BLOCK.min(self.seq_q) * self.seq_k
+        self.block_queries().min(self.seq_q) * self.seq_k
     }
 
     /// How many numbers the [`Statistics`] of all queries are.

@@ -41,7 +41,7 @@ pub(super) fn forward(input: FlexTensor, affine: Affine<Flex>) -> FlexTensor {
         && let Some(order) = Order::of([inner, width], strides)
     {
         match start {
-            Start::Row(row) => (0..rows).for_each(|_| output.extend_from_slice(row)),
+            Start::Row(row) => output = row.repeat(rows),
             _ => output.resize(rows * width, 0.0),
         }
         few_rows::add_product(input, &weights[..inner * width], order, width, &mut output);

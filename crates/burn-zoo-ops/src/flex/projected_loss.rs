@@ -10,6 +10,9 @@ use super::product::{Matrix, Start, product};
 use super::simd::{contiguous, tensor};
 use crate::{Affine, ClassLoss, projected_loss::block_rows};
 
+/// Logits of a block, at most: 128 MB of them. The weight is read, and split for its product, twice for each block.
+const BLOCK: usize = 32 << 20;
+
 /// The loss `[1]`, and the gradients of input, weight and bias; the last two only where they are `learned`.
 pub(super) fn forward(
     input: FlexTensor,
@@ -43,7 +46,7 @@ pub(super) fn forward(
         (true, false) => Some(Matrix::room(&mut weight_grads, inner, width)),
     };
     let mut bias_grads = vec![0.0; if learned && bias.is_some() { width } else { 0 }];
-    let size = block_rows(rows, width);
+    let size = block_rows(rows, width, BLOCK);
     let mut logits = Vec::new();
     // SAFETY: each product has the sizes of its block, and writes what nobody else uses: the logits, rows of the input's
     // gradient, and the weight's gradient, to which the blocks add one after the other. All is written before it is read.

@@ -21,7 +21,7 @@ use burn_zoo_nn::{
     mixture::Routing,
     recompute::{self, Tape},
 };
-use burn_zoo_ops::{at_once, shares_cores};
+use burn_zoo_ops::{at_once, cores};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -106,7 +106,7 @@ pub struct StepConfig {
     pub precision: Precision,
     /// What the backward pass computes again.
     pub recompute: Recompute,
-    /// How many copies of the model take parts of a batch, see [`Trainee::on_replicas`]. None and one are the same.
+    /// How many copies of the model take parts of a batch, see [`Trainee::on_replicas`]. 0 and 1 are the same.
     pub replicas: usize,
 }
 
@@ -183,31 +183,43 @@ where
 {
     /// Computes with parts of a batch. Where the device can do it, copies of this take one each, all at once with their
     /// share of the processor's cores: cores that wait for each other after a batch, and not in each of its operations,
-    /// wait less. Elsewhere the batch is one part. Parts count by their predictions, and those without any are left out.
+    /// wait less.
+    ///
+    /// Parts count by their predictions, and those without any are left out. So a loss that is a mean of something else
+    /// besides, such as the relations of pairs, is spread a little otherwise, as with accumulation.
     pub fn on_replicas<R: Send>(
         &self,
         batch: O::Batch,
         compute: impl Fn(&Self, O::Batch) -> R + Sync,
     ) -> Vec<R> {
-        let device = self.devices().into_iter().next();
-        let device = device.filter(|device| self.config.replicas > 1 && shares_cores(device));
-        let Some(device) = device else {
+        let StepConfig {
+            replicas,
+            precision,
+            ..
+        } = self.config;
+        // What 16 bits drop is drawn from the one generator of the device, in the order in which it is asked.
+        let is_shared = replicas > 1 && precision == Precision::F32;
+        let device = is_shared.then(|| self.devices().into_iter().next());
+        let Some(device) = device.flatten().filter(|device| cores(device) > 0) else {
             return vec![compute(self, batch)];
         };
         let n_sequences = batch.n_sequences();
-        let size = n_sequences.div_ceil(self.config.replicas).max(1);
+        let size = n_sequences.div_ceil(replicas).max(1);
         let parts = (0..n_sequences).step_by(size).filter_map(|first| {
             let mut part = batch.sequences(first..(first + size).min(n_sequences));
             let share = part.n_predictions() as f32 / batch.n_predictions() as f32;
             part.set_share(batch.share() * share);
-            // A copy has a graph of its own.
-            (share > 0.0).then(|| (self.clone().fork(&device), part))
+            (share > 0.0).then_some(part)
         });
         let parts: Vec<_> = parts.collect();
-        if parts.is_empty() {
+        if parts.len() <= 1 {
             return vec![compute(self, batch)];
         }
-        at_once(&device, parts, |seed, (replica, part)| {
+        // A copy has a graph of its own.
+        let parts = parts
+            .into_iter()
+            .map(|part| (self.clone().fork(&device), part));
+        at_once(&device, parts.collect(), |seed, (replica, part)| {
             recompute::seed(seed);
             compute(&replica, part)
         })
@@ -239,7 +251,7 @@ where
 }
 
 /// What parts of a step come to together, each of which counts by its share.
-pub fn sum<M: Module>(
+pub fn sum_parts<M: Module>(
     model: &M,
     parts: impl IntoIterator<Item = TrainOutput<LossOutput>>,
 ) -> Option<TrainOutput<LossOutput>> {
@@ -288,7 +300,7 @@ where
     fn step(&self, batch: O::Batch) -> TrainOutput<LossOutput> {
         let n_tokens = batch.n_tokens();
         let parts = self.on_replicas(batch, Self::differentiate);
-        let output = sum(self, parts).expect("a batch has at least one part");
+        let output = sum_parts(self, parts).expect("a batch has at least one part");
         TrainOutput {
             item: LossOutput {
                 n_tokens,

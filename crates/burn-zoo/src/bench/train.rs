@@ -8,7 +8,7 @@ use burn_zoo_data::windows::{Asked, NOT_ASKED, TokenBatch};
 use burn_zoo_nn::{ConfigError, Transformer, TransformerConfig};
 use burn_zoo_train::{
     Learner, TrainOutput, flops, memory,
-    objective::{LanguageModeling, LossOutput, StepConfig, Trainee, sum},
+    objective::{LanguageModeling, LossOutput, StepConfig, Trainee, sum_parts},
     optimizer::OptimizerConfig,
     schedule::ScheduleConfig,
 };
@@ -176,7 +176,6 @@ impl TrainBench {
             *clock = Instant::now();
             elapsed
         };
-        let mut clock = Instant::now();
         let trainee = self.learner.model();
         let outputs = trainee.on_replicas(batch, |trainee, batch| {
             let mut clock = Instant::now();
@@ -185,13 +184,14 @@ impl TrainBench {
             let item = LossOutput::new(&pass.loss, &batch);
             let loss = pass.loss.mean.clone() * batch.share;
             let grads = pass.gradients(loss);
-            (forward, TrainOutput { grads, item })
+            ([forward, lap(&mut clock)], TrainOutput { grads, item })
         });
-        let forward = outputs.iter().map(|(forward, _)| *forward).max();
-        let forward = forward.unwrap_or_default();
+        let longest = |part: usize| outputs.iter().map(|(laps, _)| laps[part]).max();
+        let [forward, backward] = [0, 1].map(|part| longest(part).unwrap_or_default());
+        let mut clock = Instant::now();
         let outputs = outputs.into_iter().map(|(_, output)| output);
-        let output = sum(&trainee, outputs).expect("a batch has at least one part");
-        let backward = lap(&mut clock).saturating_sub(forward);
+        let output = sum_parts(&trainee, outputs).expect("a batch has at least one part");
+        let backward = backward + lap(&mut clock);
         drop(trainee);
         self.learner.optimizer_step(output.grads);
         let optimizer = lap(&mut clock);

@@ -68,10 +68,18 @@ unsafe impl Sync for Matrix {}
 pub(super) enum Start<'a> {
     /// Nothing: the target need not be written before.
     Zero,
-    /// This row, in each row of the target, which has its rows side by side and need not be written before.
+    /// This row, in each row of the target, which need not be written before.
     Row(&'a [f32]),
     /// What the target has.
     Target,
+}
+
+/// Whether products of a size that pays split both their sides first.
+pub(super) fn splits() -> bool {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    return amx::is_here();
+    #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+    false
 }
 
 /// `target = start + left · right` of sizes `[m, k]` and `[k, n]`, on one thread or on all.
@@ -119,11 +127,12 @@ unsafe fn by_vectors(
         Start::Zero | Start::Target => None,
     };
     if let Some(row) = row {
-        debug_assert_eq!(target.strides[1], 1, "the target has its rows side by side");
-        // SAFETY: each row is there, and nobody else uses it.
-        let fill = |index| unsafe {
-            let target = target.skip(index, 0).values;
-            target.copy_from_nonoverlapping(row.as_ptr(), row.len());
+        let fill = |index| {
+            let target = target.skip(index, 0);
+            for (column, &value) in row.iter().enumerate() {
+                // SAFETY: it is there, and nobody else uses it.
+                unsafe { target.skip(0, column).values.write(value) };
+            }
         };
         match is_parallel {
             true => (0..m).into_par_iter().with_min_len(16).for_each(fill),

@@ -6,8 +6,8 @@
 //! is made one by one. It is the scheme of Henry, Tang and Heinecke 2019 (arXiv:1904.06376). The tile unit makes sixteen
 //! times as many products at once as the vector unit, so this is 2.7 times as fast at best.
 //!
-//! What is otherwise than in 32-bit floats: numbers below 1e-38, and pieces of numbers below 1e-33, count as 0, and an
-//! infinite number makes NaN of all that it is multiplied with.
+//! What is otherwise than in 32-bit floats: numbers and products below 1e-38, and pieces of numbers below 1e-33, count as 0;
+//! and a number from 3.39e38 on, infinity included, makes NaN of all that it is multiplied with.
 
 mod pack;
 mod tiles;
@@ -31,8 +31,8 @@ const DEPTHS: usize = 512;
 /// The most and the fewest panels of a block.
 const BLOCK: [usize; 2] = [8, 4];
 
-/// So many numbers of the shorter side are split at once.
-const SPLIT: usize = 1 << 22;
+/// So many numbers of the shorter side are split at once. Few in tests, so that several times are.
+const SPLIT: usize = if cfg!(test) { 1 << 15 } else { 1 << 22 };
 
 thread_local! {
     /// Room for split numbers, which stays from product to product.
@@ -40,10 +40,11 @@ thread_local! {
     static LONG: Cell<Vec<Step>> = const { Cell::new(Vec::new()) };
 }
 
-/// The ranges of at most `size` that `length` falls into, of whole units and alike.
+/// The ranges of at most `size`, or a unit, that `length` falls into, of whole units and alike.
 fn pieces(length: usize, size: usize, unit: usize) -> impl Iterator<Item = Range<usize>> {
-    let count = length.div_ceil(size.max(unit)).max(1);
-    let size = length.div_ceil(count).next_multiple_of(unit);
+    let units = length.div_ceil(unit);
+    let count = units.div_ceil((size / unit).max(1)).max(1);
+    let size = units.div_ceil(count).max(1) * unit;
     (0..length)
         .step_by(size)
         .map(move |first| first..(first + size).min(length))
@@ -55,6 +56,11 @@ fn each(is_parallel: bool, count: usize, work: impl Fn(usize) + Send + Sync) {
         true => (0..count).into_par_iter().for_each(work),
         false => (0..count).for_each(work),
     }
+}
+
+/// Whether this processor has tiles.
+pub(super) fn is_here() -> bool {
+    Tiles::of_this_processor().is_some()
 }
 
 /// As [`super::product`]. Returns whether it has done it: not without tiles, nor where it does not pay.
@@ -70,11 +76,11 @@ pub(super) unsafe fn product(
     right: Matrix,
     is_parallel: bool,
 ) -> bool {
-    if target.strides[1] != 1 && matches!(start, Start::Zero | Start::Target) {
-        // The other way round its rows are side by side, or the next call sees that they are not.
-        if target.strides[0] != 1 {
+    if target.strides[1] != 1 {
+        if target.strides[0] != 1 || matches!(start, Start::Row(_)) {
             return false;
         }
+        // The other way round its rows are side by side.
         let (left, right) = (right.transposed(), left.transposed());
         // SAFETY: as promised.
         return unsafe {
@@ -90,7 +96,7 @@ pub(super) unsafe fn product(
     }
     let is_side_by_side = |matrix: Matrix| matrix.strides.contains(&1);
     let pays = m >= LINES / 2 && n >= LINES / 2 && k >= DEPTH / 2 && m * n * k >= WORTH;
-    if !pays || target.strides[1] != 1 || !is_side_by_side(left) || !is_side_by_side(right) {
+    if !pays || !is_side_by_side(left) || !is_side_by_side(right) {
         return false;
     }
     let Some(tiles) = Tiles::of_this_processor() else {
@@ -144,7 +150,8 @@ impl Job {
             let shared = lines.len().div_ceil(LINES);
             let groups = (2 * self.threads).div_ceil(blocks).min(shared);
             let group = shared.div_ceil(groups);
-            for depths in pieces(k, SPLIT / lines.len(), DEPTHS) {
+            let groups = shared.div_ceil(group);
+            for depths in pieces(k, SPLIT / lines.len(), DEPTH) {
                 let matrix = matrix.skip(lines.start, depths.start);
                 // SAFETY: as promised.
                 unsafe {
@@ -240,4 +247,22 @@ struct Meeting<'a> {
     first: usize,
     panels: Range<usize>,
     depths: Range<usize>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn pieces_cover_all_and_are_alike(length in 0usize..5000, size in 0usize..700, unit in 1usize..64) {
+            let pieces: Vec<_> = pieces(length, size, unit).collect();
+            let covered: Vec<usize> = pieces.iter().cloned().flatten().collect();
+            prop_assert_eq!(covered, (0..length).collect::<Vec<_>>());
+            for piece in &pieces {
+                prop_assert!(piece.len() <= size.max(unit) && piece.start % unit == 0);
+            }
+        }
+    }
 }

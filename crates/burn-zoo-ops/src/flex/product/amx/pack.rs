@@ -65,7 +65,11 @@ impl Packed {
         let (panels, length) = (lines.div_ceil(LINES), depth.div_ceil(DEPTH));
         self.length = length;
         self.steps.clear();
-        self.steps.reserve(panels * length);
+        if self.steps.capacity() < panels * length {
+            // The old room goes before there is a new one.
+            self.steps = Vec::new();
+            self.steps.reserve_exact(panels * length);
+        }
         let room = Room(self.steps.as_mut_ptr());
         let side = self.side;
         let across = length.div_ceil(WORK[1]);

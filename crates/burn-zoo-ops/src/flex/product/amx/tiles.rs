@@ -5,6 +5,7 @@ use std::arch::{
     x86_64::{__cpuid_count, _MM_HINT_T1, _mm_prefetch},
 };
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::sync::LazyLock;
 
 use super::super::{Matrix, Start};
@@ -82,11 +83,16 @@ impl Drop for Configured {
 }
 
 impl Configured {
-    /// `target = start + left · right`, of `rows` and `columns` up to [`LINES`].
+    /// `target = start + left · right`, of `rows` and `columns` up to [`LINES`]. What comes next, `ahead`, is brought nearer
+    /// meanwhile.
+    ///
+    /// The sum is whole before it is added to a target, so that one of many such has few roundings.
     ///
     /// # Safety
     ///
     /// The panels have `steps` steps, at least one, and nobody else uses this block of the target.
+    #[allow(clippy::too_many_arguments)]
+    #[target_feature(enable = "avx512f")]
     pub(super) unsafe fn multiply(
         &self,
         left: *const Step,
@@ -99,75 +105,52 @@ impl Configured {
     ) {
         #[repr(align(64))]
         struct Block([[f32; LINES]; LINES]);
-        static ZEROS: Block = Block([[0.0; LINES]; LINES]);
-        let width = target.strides[0] as usize;
         let is_whole = [rows, columns] == [LINES; 2];
         let mut first = [0.0; LINES];
-        let zeros = ZEROS.0.as_ptr().cast();
-        // SAFETY: as promised.
-        unsafe {
-            let (values, stride) = match start {
-                Start::Target if is_whole => (target.values.cast_const(), width),
-                Start::Row(row) if is_whole => (row.as_ptr(), 0),
-                Start::Row(row) => {
-                    first[..columns].copy_from_slice(row);
-                    (first.as_ptr(), 0)
-                }
-                Start::Zero | Start::Target => (zeros, 0),
-            };
-            if is_whole {
-                for row in 0..LINES {
-                    let row = target.skip(row, 0).values;
-                    _mm_prefetch::<_MM_HINT_T1>(row.cast());
-                    _mm_prefetch::<_MM_HINT_T1>(row.add(16).cast());
-                }
-                return self.sum(
-                    left,
-                    right,
-                    ahead,
-                    steps,
-                    target.values,
-                    width,
-                    values,
-                    stride,
-                );
+        if let Start::Row(row) = start {
+            first[..columns].copy_from_slice(row);
+        }
+        let first = first.as_ptr();
+        for row in 0..rows {
+            let row = target.skip(row, 0);
+            for column in [0, 16] {
+                _mm_prefetch::<_MM_HINT_T1>(row.skip(0, column).values.cast());
             }
-            let mut block = Block([[0.0; LINES]; LINES]);
-            self.sum(
-                left,
-                right,
-                ahead,
-                steps,
-                block.0.as_mut_ptr().cast(),
-                LINES,
-                values,
-                stride,
-            );
-            for (index, row) in block.0[..rows].iter().enumerate() {
-                let target = std::slice::from_raw_parts_mut(target.skip(index, 0).values, columns);
-                match start {
-                    Start::Target => target
-                        .iter_mut()
-                        .zip(row)
-                        .for_each(|(sum, more)| *sum += more),
-                    Start::Row(_) | Start::Zero => target.copy_from_slice(&row[..columns]),
-                }
+        }
+        let operands = [left.cast(), right.cast(), ahead];
+        if is_whole && !matches!(start, Start::Target) {
+            let stride = target.strides[0] as usize;
+            // SAFETY: as promised.
+            return unsafe { self.sum(operands, steps, first, target.values, stride) };
+        }
+        let mut block = MaybeUninit::<Block>::uninit();
+        let values = block.as_mut_ptr().cast();
+        // SAFETY: the block is as large as it should be, and written then; and as promised.
+        let (block, targets) = unsafe {
+            self.sum(operands, steps, first, values, LINES);
+            let targets = (0..rows)
+                .map(|row| std::slice::from_raw_parts_mut(target.skip(row, 0).values, columns));
+            (block.assume_init_ref(), targets)
+        };
+        for (row, target) in block.0.iter().zip(targets) {
+            match start {
+                Start::Target => target
+                    .iter_mut()
+                    .zip(row)
+                    .for_each(|(sum, more)| *sum += more),
+                Start::Row(_) | Start::Zero => target.copy_from_slice(&row[..columns]),
             }
         }
     }
 
-    /// Begins with a block at `start`, and writes one to `target`, with `stride` numbers from row to row.
-    #[allow(clippy::too_many_arguments)]
+    /// Sums in a block all of whose rows begin as `first`, and writes it to `target`, with `stride` numbers from row to row.
     unsafe fn sum(
         &self,
-        left: *const Step,
-        right: *const Step,
-        ahead: *const u8,
+        [left, right, ahead]: [*const u8; 3],
         steps: usize,
+        first: *const f32,
         target: *mut f32,
-        target_stride: usize,
-        start: *const f32,
-        start_stride: usize,
+        stride: usize,
     ) {
         // Four tiles are the block's sums, two have pieces of the left side's rows, and two of the right side's columns.
         // Small products come first, and from one to the next of them one side stays.
@@ -179,37 +162,43 @@ impl Configured {
                  tdpbf16ps tmm3, tmm5, tmm7"
             };
         }
-        macro_rules! left {
-            ($piece:literal) => {
+        macro_rules! load {
+            ($low:literal, $high:literal, $side:literal, $piece:literal) => {
                 concat!(
-                    "tileloadd tmm4, [{left} + {row} + 2048 * ",
+                    "tileloadd ",
+                    $low,
+                    ", [{",
+                    $side,
+                    "} + {row} + 2048 * ",
                     $piece,
                     "]\n",
-                    "tileloadd tmm5, [{left} + {row} + 2048 * ",
+                    "tileloadd ",
+                    $high,
+                    ", [{",
+                    $side,
+                    "} + {row} + 2048 * ",
                     $piece,
                     " + 1024]"
                 )
             };
         }
+        macro_rules! left {
+            ($piece:literal) => {
+                load!("tmm4", "tmm5", "left", $piece)
+            };
+        }
         macro_rules! right {
             ($piece:literal) => {
-                concat!(
-                    "tileloadd tmm6, [{right} + {row} + 2048 * ",
-                    $piece,
-                    "]\n",
-                    "tileloadd tmm7, [{right} + {row} + 2048 * ",
-                    $piece,
-                    " + 1024]"
-                )
+                load!("tmm6", "tmm7", "right", $piece)
             };
         }
         // SAFETY: the unit is configured; the panels have these steps, and the blocks are there.
         unsafe {
             asm!(
-                "tileloadd tmm0, [{start} + {start_stride}]",
-                "tileloadd tmm1, [{start} + {start_stride} + 64]",
-                "tileloadd tmm2, [{start_below} + {start_stride}]",
-                "tileloadd tmm3, [{start_below} + {start_stride} + 64]",
+                "tileloadd tmm0, [{first} + {none}]",
+                "tileloadd tmm1, [{first} + {none} + 64]",
+                "tileloadd tmm2, [{first} + {none}]",
+                "tileloadd tmm3, [{first} + {none} + 64]",
                 "2:",
                 "prefetcht1 [{ahead} + 0]", "prefetcht1 [{ahead} + 64]",
                 left!("2"), right!("0"), multiply!(),
@@ -237,12 +226,11 @@ impl Configured {
                 steps = inout(reg) steps => _,
                 ahead = inout(reg) ahead => _,
                 row = in(reg) 64usize,
-                start = in(reg) start,
-                start_below = in(reg) start.add(16 * start_stride),
-                start_stride = in(reg) 4 * start_stride,
+                first = in(reg) first,
+                none = in(reg) 0usize,
                 target = in(reg) target,
-                target_below = in(reg) target.add(16 * target_stride),
-                target_stride = in(reg) 4 * target_stride,
+                target_below = in(reg) target.add(16 * stride),
+                target_stride = in(reg) 4 * stride,
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                 out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                 options(nostack),
