@@ -13,13 +13,12 @@ use macerator::Simd;
 use rayon::prelude::*;
 
 use super::dropout::{Draws, draw_seed};
-use super::product::{self, Matrix, Start, product};
+use super::product::{Matrix, Right, Start, product};
 use super::simd::{Kernel, contiguous, exp, largest, mul_add, run, sum, tensor};
 use crate::attention::composed_forward;
-use crate::{AttentionMask, ScoreBias, Scoring};
+use crate::{ScoreBias, Scoring};
 
-/// How many queries are worked on at once. Where products split their sides, a block has its keys split: then up to four
-/// times as many queries share that, the more the longer the sequence is.
+/// How many queries are worked on at once.
 const BLOCK: usize = 64;
 
 /// A tensor `[batch, heads, seq, head_dim]` as a matrix for each head.
@@ -140,28 +139,17 @@ impl Job {
     }
 
     fn blocks(&self) -> impl Iterator<Item = Block> {
-        let size = self.block_queries();
-        let blocks = (0..self.seq_q).step_by(size).map(move |first| {
-            let queries = first..(first + size).min(self.seq_q);
+        let blocks = (0..self.seq_q).step_by(BLOCK).map(move |first| {
+            let queries = first..(first + BLOCK).min(self.seq_q);
             let keys = self.visible(first).start..self.visible(queries.end - 1).end;
             Block { queries, keys }
         });
         blocks.filter(|block| !block.keys.is_empty())
     }
 
-    /// How many queries a block has.
-    fn block_queries(&self) -> usize {
-        let seen = match self.scoring.mask {
-            AttentionMask::Banded { window } => window.min(self.seq_q),
-            AttentionMask::Full | AttentionMask::Causal => self.seq_q,
-        };
-        let more = if product::splits() { seen / 8 } else { 0 };
-        more.next_multiple_of(BLOCK).clamp(BLOCK, 4 * BLOCK)
-    }
-
     /// How many numbers the scores of any block take.
     fn block_size(&self) -> usize {
-        self.block_queries().min(self.seq_q) * self.seq_k
+        BLOCK.min(self.seq_q) * self.seq_k
     }
 
     /// How many numbers the [`Statistics`] of all queries are.
@@ -185,27 +173,34 @@ impl Job {
         }
     }
 
-    /// Products of the queries of a block with its keys.
+    /// Keys or values of a head: by channels for products with them, by positions for sums of them.
+    ///
+    /// # Safety
+    ///
+    /// They are a matrix of a head of this attention.
+    unsafe fn right<const BY_CHANNEL: bool>(&self, heads: Matrix) -> Right {
+        let rows = BLOCK.min(self.seq_q);
+        // SAFETY: as promised.
+        unsafe {
+            match BY_CHANNEL {
+                true => Right::new(heads.transposed(), [rows, self.seq_k, self.width]),
+                false => Right::new(heads, [rows, self.width, self.seq_k]),
+            }
+        }
+    }
+
+    /// Products of the queries of a block, or what else has a row for each, with its keys.
     ///
     /// # Safety
     ///
     /// Both are matrices of a head of this attention.
-    unsafe fn multiply(&self, block: &Block, query: Matrix, key: Matrix, scores: &mut [f32]) {
+    unsafe fn multiply(&self, block: &Block, query: Matrix, key: &Right, scores: &mut [f32]) {
         let (rows, keys) = (block.queries.len(), block.keys.len());
         let scores = Matrix::dense(&mut scores[..rows * keys], keys);
         let query = query.skip(block.queries.start, 0);
-        let key = key.skip(block.keys.start, 0).transposed();
+        let (sizes, from) = ([rows, keys, self.width], [0, block.keys.start]);
         // SAFETY: the block lies within the matrices.
-        unsafe {
-            product(
-                [rows, keys, self.width],
-                scores,
-                Start::Zero,
-                query,
-                key,
-                false,
-            )
-        };
+        unsafe { key.product(sizes, scores, Start::Zero, query, from) };
     }
 }
 
@@ -324,11 +319,13 @@ pub(super) fn forward(
             let place @ [batch, head] = [number / n_heads, number % n_heads];
             let [query, output] = [&query, &output].map(|heads| heads.matrix(batch, head));
             let [key, value] = [&key, &value].map(|heads| heads.matrix(batch, head / group));
+            // SAFETY: these are matrices of one head.
+            let (key, value) = unsafe { (job.right::<true>(key), job.right::<false>(value)) };
             for block in job.blocks() {
                 let (rows, keys) = (block.queries.len(), block.keys.len());
                 let statistics = &mut statistics[2 * block.queries.start..2 * block.queries.end];
                 // SAFETY: these are matrices of one head.
-                unsafe { job.multiply(&block, query, key, scores) };
+                unsafe { job.multiply(&block, query, &key, scores) };
                 run(Exponentials {
                     job: &job,
                     block: &block,
@@ -338,18 +335,11 @@ pub(super) fn forward(
                 });
                 job.drop_out(draws, &block, place, &mut scores[..rows * keys]);
                 let exponentials = Matrix::dense(scores, keys);
-                let value = value.skip(block.keys.start, 0);
                 let output = output.skip(block.queries.start, 0);
+                let (sizes, from) = ([rows, width, keys], [block.keys.start, 0]);
                 // SAFETY: no other thread has this head.
                 unsafe {
-                    product(
-                        [rows, width, keys],
-                        output,
-                        Start::Zero,
-                        exponentials,
-                        value,
-                        false,
-                    );
+                    value.product(sizes, output, Start::Zero, exponentials, from);
                     for (row, statistics) in statistics.chunks_exact(2).enumerate() {
                         let row = output.skip(row, 0).values;
                         let row = std::slice::from_raw_parts_mut(row, width);
@@ -438,6 +428,14 @@ pub(super) fn backward(
             let (batch, kv_head) = (number / n_kv_heads, number % n_kv_heads);
             let [key, value, grad_key, grad_value] =
                 [&key, &value, &grad_key, &grad_value].map(|heads| heads.matrix(batch, kv_head));
+            // SAFETY: these are matrices of one head.
+            let (keys_by_channel, values_by_channel, key) = unsafe {
+                (
+                    job.right::<true>(key),
+                    job.right::<true>(value),
+                    job.right::<false>(key),
+                )
+            };
             for (within, statistics) in statistics.chunks_exact(2 * seq_q).enumerate() {
                 let head = kv_head * group + within;
                 let [query, grad, grad_query] =
@@ -445,7 +443,7 @@ pub(super) fn backward(
                 for block in job.blocks() {
                     let (rows, keys) = (block.queries.len(), block.keys.len());
                     // SAFETY: these are matrices of one head.
-                    unsafe { job.multiply(&block, query, key, probabilities) };
+                    unsafe { job.multiply(&block, query, &keys_by_channel, probabilities) };
                     run(Exponentials {
                         job: &job,
                         block: &block,
@@ -454,7 +452,7 @@ pub(super) fn backward(
                         statistics: Statistics::Known(&statistics[2 * block.queries.start..]),
                     });
                     // SAFETY: as above.
-                    unsafe { job.multiply(&block, grad, value, scores) };
+                    unsafe { job.multiply(&block, grad, &values_by_channel, scores) };
                     job.drop_out(draws, &block, [batch, head], &mut scores[..rows * keys]);
                     run(ScoreGradients {
                         probabilities: &probabilities[..rows * keys],
@@ -471,8 +469,9 @@ pub(super) fn backward(
                     let left = Matrix::dense(probabilities, keys).transposed();
                     let [grad, query, grad_query] =
                         [grad, query, grad_query].map(|rows| rows.skip(block.queries.start, 0));
-                    let [key, grad_key, grad_value] =
-                        [key, grad_key, grad_value].map(|rows| rows.skip(block.keys.start, 0));
+                    let [grad_key, grad_value] =
+                        [grad_key, grad_value].map(|rows| rows.skip(block.keys.start, 0));
+                    let (sizes, from) = ([rows, width, keys], [block.keys.start, 0]);
                     // SAFETY: no other thread has heads of this piece.
                     unsafe {
                         product(
@@ -487,14 +486,7 @@ pub(super) fn backward(
                     let scores = Matrix::dense(scores, keys);
                     // SAFETY: as above.
                     unsafe {
-                        product(
-                            [rows, width, keys],
-                            grad_query,
-                            Start::Zero,
-                            scores,
-                            key,
-                            false,
-                        );
+                        key.product(sizes, grad_query, Start::Zero, scores, from);
                         let scores = scores.transposed();
                         product(
                             [keys, width, rows],

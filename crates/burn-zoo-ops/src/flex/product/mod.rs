@@ -74,14 +74,6 @@ pub(super) enum Start<'a> {
     Target,
 }
 
-/// Whether products of a size that pays split both their sides first.
-pub(super) fn splits() -> bool {
-    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    return amx::is_here();
-    #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
-    false
-}
-
 /// `target = start + left · right` of sizes `[m, k]` and `[k, n]`, on one thread or on all.
 ///
 /// # Safety
@@ -102,6 +94,58 @@ pub(super) unsafe fn product(
     }
     // SAFETY: as promised.
     unsafe { by_vectors([m, n, k], target, start, left, right, is_parallel) };
+}
+
+/// The right side of several products, which is split once where products split their sides.
+pub(super) struct Right {
+    matrix: Matrix,
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    split: Option<amx::Split>,
+}
+
+impl Right {
+    /// A matrix `[k, n]`, where the left sides have about `m` rows.
+    ///
+    /// # Safety
+    ///
+    /// The matrix has this size.
+    #[cfg_attr(
+        not(all(target_arch = "x86_64", target_os = "linux")),
+        expect(unused_variables)
+    )]
+    pub(super) unsafe fn new(matrix: Matrix, sizes: [usize; 3]) -> Self {
+        Self {
+            matrix,
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            // SAFETY: as promised.
+            split: unsafe { amx::Split::new(matrix, sizes) },
+        }
+    }
+
+    /// `target = start + left · right` on one thread, where the right side is this one from a row and a column on.
+    ///
+    /// # Safety
+    ///
+    /// As that of [`product`].
+    pub(super) unsafe fn product(
+        &self,
+        sizes: [usize; 3],
+        target: Matrix,
+        start: Start,
+        left: Matrix,
+        [row, column]: [usize; 2],
+    ) {
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        if let Some(split) = &self.split {
+            // SAFETY: as promised.
+            if unsafe { split.product(sizes, target, start, left, [row, column]) } {
+                return;
+            }
+        }
+        let right = self.matrix.skip(row, column);
+        // SAFETY: as promised.
+        unsafe { product(sizes, target, start, left, right, false) };
+    }
 }
 
 /// As [`product`], by the `gemm` crate.

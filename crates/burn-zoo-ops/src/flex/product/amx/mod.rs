@@ -18,7 +18,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::{Matrix, Start};
-use pack::{Packed, Side};
+use pack::{Packed, Panels, Side};
 use tiles::{DEPTH, LINES, Step, Tiles};
 
 /// At least so many multiplications are worth splitting numbers.
@@ -58,9 +58,12 @@ fn each(is_parallel: bool, count: usize, work: impl Fn(usize) + Send + Sync) {
     }
 }
 
-/// Whether this processor has tiles.
-pub(super) fn is_here() -> bool {
-    Tiles::of_this_processor().is_some()
+fn pays([m, n, k]: [usize; 3]) -> bool {
+    m >= LINES / 2 && n >= LINES / 2 && k >= DEPTH / 2 && m * n * k >= WORTH
+}
+
+fn is_side_by_side(matrix: Matrix) -> bool {
+    matrix.strides.contains(&1)
 }
 
 /// As [`super::product`]. Returns whether it has done it: not without tiles, nor where it does not pay.
@@ -94,9 +97,7 @@ pub(super) unsafe fn product(
             )
         };
     }
-    let is_side_by_side = |matrix: Matrix| matrix.strides.contains(&1);
-    let pays = m >= LINES / 2 && n >= LINES / 2 && k >= DEPTH / 2 && m * n * k >= WORTH;
-    if !pays || !is_side_by_side(left) || !is_side_by_side(right) {
+    if !pays(sizes) || !is_side_by_side(left) || !is_side_by_side(right) {
         return false;
     }
     let Some(tiles) = Tiles::of_this_processor() else {
@@ -119,6 +120,70 @@ pub(super) unsafe fn product(
     true
 }
 
+/// The right side of several products, split.
+pub(super) struct Split {
+    tiles: Tiles,
+    packed: Packed,
+    depth: usize,
+}
+
+impl Split {
+    /// Of a matrix `[k, n]`, unless there are no tiles, or they do not pay with `m` rows on the left side.
+    ///
+    /// # Safety
+    ///
+    /// The matrix has this size.
+    pub(super) unsafe fn new(matrix: Matrix, sizes @ [_, n, k]: [usize; 3]) -> Option<Self> {
+        if !pays(sizes) || !is_side_by_side(matrix) {
+            return None;
+        }
+        let tiles = Tiles::of_this_processor()?;
+        let mut packed = Packed::new(Side::Right, Vec::new());
+        // SAFETY: as promised.
+        unsafe { packed.fill(tiles, matrix.transposed(), [n, k], false) };
+        Some(Self {
+            tiles,
+            packed,
+            depth: k,
+        })
+    }
+
+    /// `target = start + left · right` on one thread, where the right side is what was split from a row and a column on.
+    /// Returns whether it has done it: not where it does not pay, nor from or to the middle of a step.
+    ///
+    /// # Safety
+    ///
+    /// As that of [`super::product`].
+    pub(super) unsafe fn product(
+        &self,
+        sizes @ [m, n, k]: [usize; 3],
+        target: Matrix,
+        start: Start,
+        left: Matrix,
+        [row, column]: [usize; 2],
+    ) -> bool {
+        let begins = row.is_multiple_of(DEPTH) && column.is_multiple_of(LINES);
+        let ends = row + k == self.depth || k.is_multiple_of(DEPTH);
+        if !begins || !ends || !pays(sizes) || !is_side_by_side(left) || target.strides[1] != 1 {
+            return false;
+        }
+        let meeting = Meeting {
+            tiles: self.tiles,
+            target,
+            start,
+            long_side: Side::Left,
+            matrix: left,
+            long: 0..m,
+            panels: self.packed.panels().skip(column / LINES, row / DEPTH),
+            short: 0..n,
+            depths: 0..k,
+        };
+        // SAFETY: as promised.
+        unsafe { meeting.hold() };
+        true
+    }
+}
+
 /// A product. Its sides are matrices whose rows are the lines that panels have.
 struct Job {
     tiles: Tiles,
@@ -133,11 +198,13 @@ impl Job {
     /// Splits the shorter side for all threads, and has each split blocks of the longer side for itself.
     unsafe fn run(&self, start: Start) {
         let [m, n, k] = self.sizes;
-        let is_left_long = m >= n;
-        let (long, short) = if is_left_long { (m, n) } else { (n, m) };
-        let (long_side, short_side, matrix) = match is_left_long {
-            true => (Side::Left, Side::Right, self.right),
-            false => (Side::Right, Side::Left, self.left),
+        let (long_side, short_side, long, short) = match m >= n {
+            true => (Side::Left, Side::Right, m, n),
+            false => (Side::Right, Side::Left, n, m),
+        };
+        let (matrix, short_matrix) = match long_side {
+            Side::Left => (self.left, self.right),
+            Side::Right => (self.right, self.left),
         };
         let is_parallel = self.threads > 1;
         let panels = long.div_ceil(LINES);
@@ -152,83 +219,98 @@ impl Job {
             let group = shared.div_ceil(groups);
             let groups = shared.div_ceil(group);
             for depths in pieces(k, SPLIT / lines.len(), DEPTH) {
-                let matrix = matrix.skip(lines.start, depths.start);
+                let matrix_here = short_matrix.skip(lines.start, depths.start);
+                let size = [lines.len(), depths.len()];
                 // SAFETY: as promised.
-                unsafe {
-                    packed.fill(self.tiles, matrix, [lines.len(), depths.len()], is_parallel)
-                };
+                unsafe { packed.fill(self.tiles, matrix_here, size, is_parallel) };
+                let split = packed.panels();
                 let start = match depths.start {
                     0 => start,
                     _ => Start::Target,
                 };
                 each(is_parallel, blocks * groups, |number| {
                     let (block_number, group_number) = (number / groups, number % groups);
+                    let first = block_number * block * LINES;
+                    let shared = group_number * group * LINES;
                     let meeting = Meeting {
+                        tiles: self.tiles,
+                        target: self.target,
+                        start,
                         long_side,
-                        long: block_number * block * LINES
-                            ..((block_number + 1) * block * LINES).min(long),
-                        short: &packed,
-                        first: lines.start,
-                        panels: group_number * group..((group_number + 1) * group).min(shared),
+                        matrix,
+                        long: first..(first + block * LINES).min(long),
+                        panels: split.skip(group_number * group, 0),
+                        short: lines.start + shared
+                            ..(lines.start + shared + group * LINES).min(lines.end),
                         depths: depths.clone(),
                     };
                     // SAFETY: as promised, and this part of the target is nobody else's.
-                    unsafe { self.meet(meeting, start) };
+                    unsafe { meeting.hold() };
                 });
             }
         }
         SHORT.set(packed.into_room());
     }
+}
 
-    unsafe fn meet(&self, meeting: Meeting, start: Start) {
-        let [m, n, _] = self.sizes;
-        let Meeting {
+/// Lines of the longer side, which are split here, and lines of the shorter one, which are: what they add to the target.
+struct Meeting<'a> {
+    tiles: Tiles,
+    /// The whole one.
+    target: Matrix,
+    start: Start<'a>,
+    long_side: Side,
+    /// The whole longer side.
+    matrix: Matrix,
+    long: Range<usize>,
+    panels: Panels,
+    short: Range<usize>,
+    depths: Range<usize>,
+}
+
+impl Meeting<'_> {
+    unsafe fn hold(self) {
+        let Self {
+            tiles,
+            target,
             long_side,
+            matrix,
             long,
-            short,
-            first,
             panels,
+            short,
             depths,
-        } = meeting;
-        let matrix = match long_side {
-            Side::Left => self.left,
-            Side::Right => self.right,
-        };
+            ..
+        } = self;
         let mut block = Packed::new(long_side, LONG.take());
+        let last = short.len().div_ceil(LINES).saturating_sub(1);
         for part in pieces(depths.len(), DEPTHS, DEPTH) {
-            let depth = depths.start + part.start;
+            let lines = matrix.skip(long.start, depths.start + part.start);
             // SAFETY: as promised.
-            unsafe {
-                block.fill(
-                    self.tiles,
-                    matrix.skip(long.start, depth),
-                    [long.len(), part.len()],
-                    false,
-                )
-            };
+            unsafe { block.fill(tiles, lines, [long.len(), part.len()], false) };
             let start = match part.start {
-                0 => start,
+                0 => self.start,
                 _ => Start::Target,
             };
-            let (step, steps) = (part.start / DEPTH, part.len().div_ceil(DEPTH));
-            let tiles = self.tiles.configured();
-            for panel in panels.clone() {
-                let next = short.panel((panel + 1).min(panels.end - 1), step);
+            let (first, steps) = (part.start / DEPTH, part.len().div_ceil(DEPTH));
+            let tiles = tiles.configured();
+            for panel in 0..=last {
+                let next = panels.step((panel + 1).min(last), first);
                 for other in 0..long.len().div_ceil(LINES) {
                     let ahead = next.cast::<u8>().wrapping_add(other * steps * tiles::AHEAD);
-                    let (of_short, of_long) = (short.panel(panel, step), block.panel(other, 0));
-                    let (of_short_line, of_long_line) =
-                        (first + panel * LINES, long.start + other * LINES);
-                    let (left, right, row, column) = match long_side {
-                        Side::Left => (of_long, of_short, of_long_line, of_short_line),
-                        Side::Right => (of_short, of_long, of_short_line, of_long_line),
+                    let of_short = panels.step(panel, first);
+                    let of_long = block.panels().step(other, 0);
+                    let short_lines = short.start + panel * LINES..short.end;
+                    let long_lines = long.start + other * LINES..long.end;
+                    let (left, right, rows, columns) = match long_side {
+                        Side::Left => (of_long, of_short, long_lines, short_lines),
+                        Side::Right => (of_short, of_long, short_lines, long_lines),
                     };
-                    let size = [(m - row).min(LINES), (n - column).min(LINES)];
+                    let size = [rows.len().min(LINES), columns.len().min(LINES)];
                     let start = match start {
-                        Start::Row(row) => Start::Row(&row[column..column + size[1]]),
+                        Start::Row(row) => Start::Row(&row[columns.start..][..size[1]]),
                         start => start,
                     };
-                    let target = self.target.skip(row, column);
+                    let target = target.skip(rows.start, columns.start);
                     // SAFETY: as promised, and this block of the target is nobody else's.
                     unsafe { tiles.multiply(left, right, ahead, steps, target, size, start) };
                 }
@@ -236,17 +318,6 @@ impl Job {
         }
         LONG.set(block.into_room());
     }
-}
-
-/// Lines of the longer side and panels of the shorter one, with some of their depth.
-struct Meeting<'a> {
-    long_side: Side,
-    long: Range<usize>,
-    short: &'a Packed,
-    /// The first line of what is packed of the shorter side.
-    first: usize,
-    panels: Range<usize>,
-    depths: Range<usize>,
 }
 
 #[cfg(test)]

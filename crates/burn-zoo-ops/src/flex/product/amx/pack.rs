@@ -23,6 +23,29 @@ pub(super) struct Packed {
     side: Side,
 }
 
+/// Where packed panels are, from one of them and from a step on.
+#[derive(Clone, Copy)]
+pub(super) struct Panels {
+    first: *const Step,
+    length: usize,
+}
+
+// SAFETY: it is an address, and those who read there say why they may.
+unsafe impl Sync for Panels {}
+
+impl Panels {
+    pub(super) fn skip(self, panel: usize, step: usize) -> Self {
+        Self {
+            first: self.step(panel, step),
+            ..self
+        }
+    }
+
+    pub(super) fn step(self, panel: usize, step: usize) -> *const Step {
+        self.first.wrapping_add(panel * self.length + step)
+    }
+}
+
 impl Packed {
     /// None yet, in the room of others.
     pub(super) fn new(side: Side, room: Vec<Step>) -> Self {
@@ -37,11 +60,11 @@ impl Packed {
         self.steps
     }
 
-    /// A panel from a step on.
-    pub(super) fn panel(&self, number: usize, step: usize) -> *const Step {
-        self.steps
-            .as_ptr()
-            .wrapping_add(number * self.length + step)
+    pub(super) fn panels(&self) -> Panels {
+        Panels {
+            first: self.steps.as_ptr(),
+            length: self.length,
+        }
     }
 
     /// Splits a matrix whose rows are the lines. Its rows or its columns are side by side.
@@ -56,8 +79,6 @@ impl Packed {
         [lines, depth]: [usize; 2],
         is_parallel: bool,
     ) {
-        /// Panels and steps of one piece of work.
-        const WORK: [usize; 2] = [4, 8];
         struct Room(*mut Step);
         // SAFETY: each thread writes its own steps.
         unsafe impl Sync for Room {}
@@ -72,19 +93,22 @@ impl Packed {
         }
         let room = Room(self.steps.as_mut_ptr());
         let side = self.side;
-        let across = length.div_ceil(WORK[1]);
-        each(is_parallel, panels.div_ceil(WORK[0]) * across, |number| {
+        let fill = |panel: usize, step: usize| {
             let room = &room;
-            let (first, from) = (number / across * WORK[0], number % across * WORK[1]);
-            for step in from..(from + WORK[1]).min(length) {
-                for panel in first..(first + WORK[0]).min(panels) {
-                    let size = [lines - panel * LINES, depth - step * DEPTH];
-                    let matrix = matrix.skip(panel * LINES, step * DEPTH);
-                    // SAFETY: the processor has these vectors, the step is within the room, and no other thread writes it.
-                    unsafe { split(side, matrix, size, &mut *room.0.add(panel * length + step)) };
-                }
-            }
-        });
+            let size = [lines - panel * LINES, depth - step * DEPTH];
+            let matrix = matrix.skip(panel * LINES, step * DEPTH);
+            // SAFETY: the processor has these vectors, the step is within the room, and no other thread writes it.
+            unsafe { split(side, matrix, size, &mut *room.0.add(panel * length + step)) };
+        };
+        // What is read one after the other lies side by side, as far as it can: the memory is what is waited for.
+        match matrix.strides[1] == 1 {
+            true => each(is_parallel, panels, |panel| {
+                (0..length).for_each(|step| fill(panel, step));
+            }),
+            false => each(is_parallel, length, |step| {
+                (0..panels).for_each(|panel| fill(panel, step));
+            }),
+        }
         // SAFETY: each was written.
         unsafe { self.steps.set_len(panels * length) };
     }
@@ -101,20 +125,19 @@ unsafe fn split(side: Side, matrix: Matrix, [lines, depth]: [usize; 2], step: &m
         let lines = lines.saturating_sub(16 * half).min(16);
         let matrix = matrix.skip(16 * half, 0);
         for row in 0..16 {
-            // Of a line 32 numbers, or of 16 lines two. Where the next ones are the processor does not see by itself.
-            let (pair, masks, ahead) = if is_by_depth {
+            // Of a line 32 numbers, or of 16 lines two.
+            let (pair, masks) = if is_by_depth {
                 let present = if row < lines { depth } else { 0 };
                 let masks = [first(present), first(present.saturating_sub(16))];
-                let pair = [matrix.skip(row, 0), matrix.skip(row, 16)];
-                (pair, masks, [0, 4 * DEPTH])
+                ([matrix.skip(row, 0), matrix.skip(row, 16)], masks)
             } else {
                 let here = [row, row + 16];
                 let masks = here.map(|index| if index < depth { first(lines) } else { 0 });
-                let pair = here.map(|index| matrix.skip(0, index));
-                (pair, masks, [LINES, 0])
+                (here.map(|index| matrix.skip(0, index)), masks)
             };
+            // The same of the next panel, which the processor does not see coming by itself.
             for numbers in pair {
-                _mm_prefetch::<_MM_HINT_T0>(numbers.skip(ahead[0], ahead[1]).values.cast());
+                _mm_prefetch::<_MM_HINT_T1>(numbers.skip(LINES, 0).values.cast());
             }
             // SAFETY: what is read is within the matrix.
             let numbers = unsafe {

@@ -126,19 +126,23 @@ impl Configured {
         let mut block = MaybeUninit::<Block>::uninit();
         let values = block.as_mut_ptr().cast();
         // SAFETY: the block is as large as it should be, and written then; and as promised.
-        let (block, targets) = unsafe {
+        let block = unsafe {
             self.sum(operands, steps, first, values, LINES);
-            let targets = (0..rows)
-                .map(|row| std::slice::from_raw_parts_mut(target.skip(row, 0).values, columns));
-            (block.assume_init_ref(), targets)
+            block.assume_init_ref()
         };
-        for (row, target) in block.0.iter().zip(targets) {
-            match start {
-                Start::Target => target
-                    .iter_mut()
-                    .zip(row)
-                    .for_each(|(sum, more)| *sum += more),
-                Start::Row(_) | Start::Zero => target.copy_from_slice(&row[..columns]),
+        for (row, values) in block.0[..rows].iter().enumerate() {
+            let target = target.skip(row, 0).values;
+            // SAFETY: the target's row has these columns, and is written where it is added to.
+            unsafe {
+                match start {
+                    Start::Target => std::slice::from_raw_parts_mut(target, columns)
+                        .iter_mut()
+                        .zip(values)
+                        .for_each(|(sum, more)| *sum += more),
+                    Start::Row(_) | Start::Zero => {
+                        target.copy_from_nonoverlapping(values.as_ptr(), columns)
+                    }
+                }
             }
         }
     }
@@ -169,16 +173,16 @@ impl Configured {
                     $low,
                     ", [{",
                     $side,
-                    "} + {row} + 2048 * ",
+                    "} + {row} + {piece} * ",
                     $piece,
                     "]\n",
                     "tileloadd ",
                     $high,
                     ", [{",
                     $side,
-                    "} + {row} + 2048 * ",
+                    "} + {row} + {piece} * ",
                     $piece,
-                    " + 1024]"
+                    " + {tile}]"
                 )
             };
         }
@@ -212,9 +216,9 @@ impl Configured {
                 right!("2"), multiply!(),
                 "prefetcht1 [{ahead} + 640]", "prefetcht1 [{ahead} + 704]",
                 right!("0"), multiply!(),
-                "add {left}, 6144",
-                "add {right}, 6144",
-                "add {ahead}, 768",
+                "add {left}, {step}",
+                "add {right}, {step}",
+                "add {ahead}, {further}",
                 "dec {steps}",
                 "jnz 2b",
                 "tilestored [{target} + {target_stride}], tmm0",
@@ -231,6 +235,10 @@ impl Configured {
                 target = in(reg) target,
                 target_below = in(reg) target.add(16 * stride),
                 target_stride = in(reg) 4 * stride,
+                tile = const size_of::<Step>() / 6,
+                piece = const size_of::<Step>() / 3,
+                step = const size_of::<Step>(),
+                further = const AHEAD,
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                 out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                 options(nostack),
