@@ -86,6 +86,7 @@ pub(crate) fn composed_forward<B: TransformerOps>(
     FloatTensor<B>,
 ) {
     let (weight, bias) = affine.clone().into_parts();
+    let across = Affine::Scale(B::float_transpose(weight));
     let (mut total, mut inputs, mut weights, mut biases) = (None, Vec::new(), None, None);
     for_each_block::<B>(&input, &classes, affine.width(), |input, classes| {
         let logits = B::affine_map(input.clone(), affine.clone());
@@ -97,11 +98,11 @@ pub(crate) fn composed_forward<B: TransformerOps>(
         let shares = B::float_mul_scalar(ones, loss.scale.into());
         let grad = B::class_losses_backward(logits, classes, saved, shares, loss.smoothing);
         total = add::<B>(total.take(), B::float_sum(losses));
-        inputs.push(B::linear_x_backward(weight.clone(), grad.clone()));
+        inputs.push(B::affine_map(grad.clone(), across.clone()));
         if is_learned {
             weights = add::<B>(
                 weights.take(),
-                B::linear_weight_backward(input, grad.clone()),
+                B::affine_map_weight_backward(input, grad.clone()),
             );
             if bias.is_some() {
                 biases = add::<B>(biases.take(), B::affine_map_bias_backward(grad));

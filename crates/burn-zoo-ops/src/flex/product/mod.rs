@@ -315,6 +315,65 @@ mod tests {
         }
     }
 
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// From anywhere in it, steps and panels or not, and with more than a block has.
+        #[test]
+        fn a_right_side_of_several_products_is_as_that_of_one(
+            whole @ [k, n] in [1usize..700, 1usize..150],
+            shares in any::<[u8; 4]>(),
+            in_steps in any::<bool>(),
+            m in 1usize..80,
+            is_by_column in any::<bool>(),
+            is_across in any::<bool>(),
+        ) {
+            let place = |share: u8, length: usize| usize::from(share) * (length - 1) / 255;
+            let [row, column] = [place(shares[0], k), place(shares[1], n)];
+            let unit = if in_steps { 32 } else { 1 };
+            let [row, column] = [row / unit * unit, column / unit * unit];
+            let [rows, columns] = [1 + place(shares[2], k - row), 1 + place(shares[3], n - column)];
+            let (left, values) = (numbers(m * rows, 7), numbers(k * n, 9));
+            let left = matrix(&left, [m, rows], is_across);
+            let right = matrix(&values, whole, is_by_column);
+            // SAFETY: the matrices have these sizes.
+            let of_several = unsafe { Right::new(right, [m, n, k]) };
+            let sizes = [m, columns, rows];
+            for start in [Start::Zero, Start::Target] {
+                let mut found = numbers(m * columns, 3);
+                let mut expected = found.clone();
+                let target = Matrix::dense(&mut found, columns);
+                // SAFETY: as above.
+                unsafe { of_several.product(sizes, target, start, left, [row, column]) };
+                let target = Matrix::dense(&mut expected, columns);
+                // SAFETY: as above.
+                unsafe { by_vectors(sizes, target, start, left, right.skip(row, column), false) };
+                for (found, expected) in found.iter().zip(&expected) {
+                    prop_assert!((found - expected).abs() < 1e-5 * (rows as f32).sqrt().max(4.0));
+                }
+            }
+        }
+    }
+
+    /// What is beyond a product's depth in the same step is not multiplied, finite or not.
+    #[test]
+    fn what_lies_beyond_does_not_count() {
+        let [k, n] = [96, 64];
+        let mut values = numbers(k * n, 9);
+        values[40 * n..].fill(f32::NAN);
+        // SAFETY: the matrix has this size.
+        let right = unsafe { Right::new(Matrix::read(&values, [n as isize, 1]), [64, n, k]) };
+        for depth in [31, 32, 33, 40] {
+            let left = numbers(64 * depth, 7);
+            let mut found = vec![0.0; 64 * n];
+            let target = Matrix::dense(&mut found, n);
+            let left = Matrix::read(&left, [depth as isize, 1]);
+            // SAFETY: the matrices have these sizes.
+            unsafe { right.product([64, n, depth], target, Start::Zero, left, [0, 0]) };
+            assert!(found.iter().all(|value| value.is_finite()), "{depth}");
+        }
+    }
+
     /// Several blocks, depths and threads, and lines that fill no panel.
     #[test]
     fn large_products_are_about_as_exact_as_by_vectors() {
