@@ -307,6 +307,8 @@ fn attention_in_tiles_is_right_on_every_backend() {
         (1, 1, 1, [40, 5, 8], AttentionMask::Full),
         (1, 1, 1, [3, 3, 130], AttentionMask::Causal),
         (1, 1, 1, [2, 3, 300], AttentionMask::Causal),
+        (1, 1, 2, [600, 600, 64], AttentionMask::Causal),
+        (1, 1, 1, [530, 601, 64], banded(130)),
     ];
     for (batch, n_kv_heads, group, [seq_q, seq_k, head_dim], mask) in cases {
         let sizes = Sizes {

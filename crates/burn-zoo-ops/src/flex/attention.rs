@@ -13,7 +13,7 @@ use macerator::Simd;
 use rayon::prelude::*;
 
 use super::dropout::{Draws, draw_seed};
-use super::product::{Matrix, Right, Start, product};
+use super::product::{Matrix, Right, Start, UNIT, product};
 use super::simd::{Kernel, contiguous, exp, largest, mul_add, run, sum, tensor};
 use crate::attention::composed_forward;
 use crate::{ScoreBias, Scoring};
@@ -112,7 +112,7 @@ struct Job {
     bias: Option<Bias>,
 }
 
-/// Queries of one head, and the keys that some of them see.
+/// Queries of one head, and the keys that some of them see, in whole units.
 struct Block {
     queries: Range<usize>,
     keys: Range<usize>,
@@ -141,7 +141,10 @@ impl Job {
     fn blocks(&self) -> impl Iterator<Item = Block> {
         let blocks = (0..self.seq_q).step_by(BLOCK).map(move |first| {
             let queries = first..(first + BLOCK).min(self.seq_q);
-            let keys = self.visible(first).start..self.visible(queries.end - 1).end;
+            let seen = self.visible(first).start..self.visible(queries.end - 1).end;
+            // A few more, which are hidden from all, make whole units of what products split.
+            let more = seen.start / UNIT * UNIT..seen.end.next_multiple_of(UNIT).min(self.seq_k);
+            let keys = if seen.is_empty() { seen } else { more };
             Block { queries, keys }
         });
         blocks.filter(|block| !block.keys.is_empty())
@@ -173,19 +176,31 @@ impl Job {
         }
     }
 
-    /// Keys or values of a head: by channels for products with them, by positions for sums of them.
+    /// Keys or values of a head, which queries or what else has their channels are multiplied with.
     ///
     /// # Safety
     ///
     /// They are a matrix of a head of this attention.
-    unsafe fn right<const BY_CHANNEL: bool>(&self, heads: Matrix) -> Right {
-        let rows = BLOCK.min(self.seq_q);
+    unsafe fn by_channel(&self, heads: Matrix) -> Right {
         // SAFETY: as promised.
-        unsafe {
-            match BY_CHANNEL {
-                true => Right::new(heads.transposed(), [rows, self.seq_k, self.width]),
-                false => Right::new(heads, [rows, self.width, self.seq_k]),
-            }
+        unsafe { self.right(heads.transposed(), [self.width, self.seq_k]) }
+    }
+
+    /// Keys or values of a head, which are summed by scores or what else has a number for each.
+    ///
+    /// # Safety
+    ///
+    /// As above.
+    unsafe fn by_key(&self, heads: Matrix) -> Right {
+        // SAFETY: as promised.
+        unsafe { self.right(heads, [self.seq_k, self.width]) }
+    }
+
+    unsafe fn right(&self, matrix: Matrix, [k, n]: [usize; 2]) -> Right {
+        match self.seq_q > BLOCK {
+            // SAFETY: as promised.
+            true => unsafe { Right::split(matrix, [BLOCK, n, k]) },
+            false => Right::whole(matrix),
         }
     }
 
@@ -320,7 +335,7 @@ pub(super) fn forward(
             let [query, output] = [&query, &output].map(|heads| heads.matrix(batch, head));
             let [key, value] = [&key, &value].map(|heads| heads.matrix(batch, head / group));
             // SAFETY: these are matrices of one head.
-            let (key, value) = unsafe { (job.right::<true>(key), job.right::<false>(value)) };
+            let (key, value) = unsafe { (job.by_channel(key), job.by_key(value)) };
             for block in job.blocks() {
                 let (rows, keys) = (block.queries.len(), block.keys.len());
                 let statistics = &mut statistics[2 * block.queries.start..2 * block.queries.end];
@@ -429,13 +444,8 @@ pub(super) fn backward(
             let [key, value, grad_key, grad_value] =
                 [&key, &value, &grad_key, &grad_value].map(|heads| heads.matrix(batch, kv_head));
             // SAFETY: these are matrices of one head.
-            let (keys_by_channel, values_by_channel, key) = unsafe {
-                (
-                    job.right::<true>(key),
-                    job.right::<true>(value),
-                    job.right::<false>(key),
-                )
-            };
+            let (keys_by_channel, values_by_channel, key) =
+                unsafe { (job.by_channel(key), job.by_channel(value), job.by_key(key)) };
             for (within, statistics) in statistics.chunks_exact(2 * seq_q).enumerate() {
                 let head = kv_head * group + within;
                 let [query, grad, grad_query] =

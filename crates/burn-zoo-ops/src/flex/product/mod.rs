@@ -96,7 +96,10 @@ pub(super) unsafe fn product(
     unsafe { by_vectors([m, n, k], target, start, left, right, is_parallel) };
 }
 
-/// The right side of several products, which is split once where products split their sides.
+/// Products of a part of a [`Right`] are fastest where it begins and ends at multiples of this, or with the whole.
+pub(super) const UNIT: usize = 32;
+
+/// The right side of several products.
 pub(super) struct Right {
     matrix: Matrix,
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -104,16 +107,16 @@ pub(super) struct Right {
 }
 
 impl Right {
-    /// A matrix `[k, n]`, where the left sides have about `m` rows.
+    /// A matrix `[k, n]` for left sides of about `m` rows, which is split here where products split their sides.
     ///
     /// # Safety
     ///
-    /// The matrix has this size.
+    /// The matrix has this size, and stays as it is while this is used.
     #[cfg_attr(
         not(all(target_arch = "x86_64", target_os = "linux")),
         expect(unused_variables)
     )]
-    pub(super) unsafe fn new(matrix: Matrix, sizes: [usize; 3]) -> Self {
+    pub(super) unsafe fn split(matrix: Matrix, sizes: [usize; 3]) -> Self {
         Self {
             matrix,
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -122,11 +125,20 @@ impl Right {
         }
     }
 
+    /// As it is, for a product or few.
+    pub(super) fn whole(matrix: Matrix) -> Self {
+        Self {
+            matrix,
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            split: None,
+        }
+    }
+
     /// `target = start + left · right` on one thread, where the right side is this one from a row and a column on.
     ///
     /// # Safety
     ///
-    /// As that of [`product`].
+    /// As that of [`product`], and this one is as large as that takes.
     pub(super) unsafe fn product(
         &self,
         sizes: [usize; 3],
@@ -318,32 +330,35 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
-        /// From anywhere in it, steps and panels or not, and with more than a block has.
+        /// From anywhere in it, and from and to whole units.
         #[test]
-        fn a_right_side_of_several_products_is_as_that_of_one(
-            whole @ [k, n] in [1usize..700, 1usize..150],
+        fn a_part_of_a_right_side_multiplies_as_a_matrix_does(
+            whole @ [k, n] in [1usize..1200, 1usize..150],
             shares in any::<[u8; 4]>(),
-            in_steps in any::<bool>(),
+            is_by_unit in any::<bool>(),
             m in 1usize..80,
             is_by_column in any::<bool>(),
             is_across in any::<bool>(),
         ) {
             let place = |share: u8, length: usize| usize::from(share) * (length - 1) / 255;
-            let [row, column] = [place(shares[0], k), place(shares[1], n)];
-            let unit = if in_steps { 32 } else { 1 };
-            let [row, column] = [row / unit * unit, column / unit * unit];
-            let [rows, columns] = [1 + place(shares[2], k - row), 1 + place(shares[3], n - column)];
-            let (left, values) = (numbers(m * rows, 7), numbers(k * n, 9));
+            let unit = if is_by_unit { UNIT } else { 1 };
+            let begin = |share, length| place(share, length) / unit * unit;
+            let [row, column] = [begin(shares[0], k), begin(shares[1], n)];
+            let end = |share, length: usize| {
+                (1 + place(share, length)).next_multiple_of(unit).min(length)
+            };
+            let [rows, columns] = [end(shares[2], k - row), end(shares[3], n - column)];
+            let (left, values, first) = (numbers(m * rows, 7), numbers(k * n, 9), numbers(columns, 5));
             let left = matrix(&left, [m, rows], is_across);
             let right = matrix(&values, whole, is_by_column);
-            // SAFETY: the matrices have these sizes.
-            let of_several = unsafe { Right::new(right, [m, n, k]) };
+            // SAFETY: the matrix has this size.
+            let of_several = unsafe { Right::split(right, [m, n, k]) };
             let sizes = [m, columns, rows];
-            for start in [Start::Zero, Start::Target] {
+            for start in [Start::Zero, Start::Row(&first), Start::Target] {
                 let mut found = numbers(m * columns, 3);
                 let mut expected = found.clone();
                 let target = Matrix::dense(&mut found, columns);
-                // SAFETY: as above.
+                // SAFETY: the matrices have these sizes.
                 unsafe { of_several.product(sizes, target, start, left, [row, column]) };
                 let target = Matrix::dense(&mut expected, columns);
                 // SAFETY: as above.
@@ -362,7 +377,7 @@ mod tests {
         let mut values = numbers(k * n, 9);
         values[40 * n..].fill(f32::NAN);
         // SAFETY: the matrix has this size.
-        let right = unsafe { Right::new(Matrix::read(&values, [n as isize, 1]), [64, n, k]) };
+        let right = unsafe { Right::split(Matrix::read(&values, [n as isize, 1]), [64, n, k]) };
         for depth in [31, 32, 33, 40] {
             let left = numbers(64 * depth, 7);
             let mut found = vec![0.0; 64 * n];

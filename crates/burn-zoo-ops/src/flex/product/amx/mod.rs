@@ -17,9 +17,11 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::{Matrix, Start};
+use super::{Matrix, Start, UNIT};
 use pack::{Packed, Panels, Side};
 use tiles::{DEPTH, LINES, Step, Tiles};
+
+const _: () = assert!(UNIT == LINES && UNIT == DEPTH);
 
 /// At least so many multiplications are worth splitting numbers.
 const WORTH: usize = 1 << 16;
@@ -149,11 +151,12 @@ impl Split {
     }
 
     /// `target = start + left · right` on one thread, where the right side is what was split from a row and a column on.
-    /// Returns whether it has done it: not where it does not pay, nor from or to the middle of a step.
+    /// Returns whether it has done it: not where it does not pay, nor from the middle of a panel, nor from or to that of a
+    /// step, nor where numbers of the left side or of the target's rows are apart.
     ///
     /// # Safety
     ///
-    /// As that of [`super::product`].
+    /// As that of [`super::product`], and what was split is as large as that takes.
     pub(super) unsafe fn product(
         &self,
         sizes @ [m, n, k]: [usize; 3],
@@ -171,11 +174,11 @@ impl Split {
             tiles: self.tiles,
             target,
             start,
-            long_side: Side::Left,
+            side: Side::Left,
             matrix: left,
-            long: 0..m,
+            lines: 0..m,
             panels: self.packed.panels().skip(column / LINES, row / DEPTH),
-            short: 0..n,
+            others: 0..n,
             depths: 0..k,
         };
         // SAFETY: as promised.
@@ -236,11 +239,11 @@ impl Job {
                         tiles: self.tiles,
                         target: self.target,
                         start,
-                        long_side,
+                        side: long_side,
                         matrix,
-                        long: first..(first + block * LINES).min(long),
+                        lines: first..(first + block * LINES).min(long),
                         panels: split.skip(group_number * group, 0),
-                        short: lines.start + shared
+                        others: lines.start + shared
                             ..(lines.start + shared + group * LINES).min(lines.end),
                         depths: depths.clone(),
                     };
@@ -253,57 +256,67 @@ impl Job {
     }
 }
 
-/// Lines of the longer side, which are split here, and lines of the shorter one, which are: what they add to the target.
+/// Lines of one side, which are split here, and those of the other, which are: what they add to the target.
 struct Meeting<'a> {
     tiles: Tiles,
     /// The whole one.
     target: Matrix,
     start: Start<'a>,
-    long_side: Side,
-    /// The whole longer side.
+    /// Which is split here.
+    side: Side,
+    /// All of its lines.
     matrix: Matrix,
-    long: Range<usize>,
-    panels: Panels,
-    short: Range<usize>,
+    lines: Range<usize>,
+    /// The other side's.
+    panels: Panels<'a>,
+    /// Which lines they have.
+    others: Range<usize>,
     depths: Range<usize>,
 }
 
 impl Meeting<'_> {
+    /// Multiplies.
+    ///
+    /// # Safety
+    ///
+    /// The matrices and the panels have these lines and depths, and nobody else uses these of the target.
     unsafe fn hold(self) {
         let Self {
             tiles,
             target,
-            long_side,
+            side,
             matrix,
-            long,
+            lines,
             panels,
-            short,
+            others,
             depths,
             ..
         } = self;
-        let mut block = Packed::new(long_side, LONG.take());
-        let last = short.len().div_ceil(LINES).saturating_sub(1);
+        let mut block = Packed::new(side, LONG.take());
+        let count = others.len().div_ceil(LINES);
         for part in pieces(depths.len(), DEPTHS, DEPTH) {
-            let lines = matrix.skip(long.start, depths.start + part.start);
+            let here = matrix.skip(lines.start, depths.start + part.start);
             // SAFETY: as promised.
-            unsafe { block.fill(tiles, lines, [long.len(), part.len()], false) };
+            unsafe { block.fill(tiles, here, [lines.len(), part.len()], false) };
             let start = match part.start {
                 0 => self.start,
                 _ => Start::Target,
             };
             let (first, steps) = (part.start / DEPTH, part.len().div_ceil(DEPTH));
             let tiles = tiles.configured();
-            for panel in 0..=last {
-                let next = panels.step((panel + 1).min(last), first);
-                for other in 0..long.len().div_ceil(LINES) {
-                    let ahead = next.cast::<u8>().wrapping_add(other * steps * tiles::AHEAD);
-                    let of_short = panels.step(panel, first);
-                    let of_long = block.panels().step(other, 0);
-                    let short_lines = short.start + panel * LINES..short.end;
-                    let long_lines = long.start + other * LINES..long.end;
-                    let (left, right, rows, columns) = match long_side {
-                        Side::Left => (of_long, of_short, long_lines, short_lines),
-                        Side::Right => (of_short, of_long, short_lines, long_lines),
+            for panel in 0..count {
+                let next = panels.step((panel + 1).min(count - 1), first);
+                for number in 0..lines.len().div_ceil(LINES) {
+                    let ahead = next
+                        .cast::<u8>()
+                        .wrapping_add(number * steps * tiles::AHEAD);
+                    let (split_here, split) =
+                        (block.panels().step(number, 0), panels.step(panel, first));
+                    let here = lines.start + number * LINES..lines.end;
+                    let there = others.start + panel * LINES..others.end;
+                    let (left, right, rows, columns) = match side {
+                        Side::Left => (split_here, split, here, there),
+                        Side::Right => (split, split_here, there, here),
                     };
                     let size = [rows.len().min(LINES), columns.len().min(LINES)];
                     let start = match start {
@@ -324,6 +337,35 @@ impl Meeting<'_> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    /// From the middle of what was split, deeper than what is multiplied at once.
+    #[test]
+    fn a_split_side_multiplies_by_tiles() {
+        let [m, n, k] = [40, 68, 1036];
+        let values = |count: usize, step: usize| -> Vec<f32> {
+            (0..count)
+                .map(|index| ((index * step) % 17) as f32 - 8.0)
+                .collect()
+        };
+        let (left, right) = (values(m * k, 5), values(1100 * 100, 7));
+        let whole = Matrix::read(&right, [100, 1]);
+        // SAFETY: the matrix has this size.
+        let Some(split) = (unsafe { Split::new(whole, [m, 100, 1100]) }) else {
+            return; // A processor without tiles.
+        };
+        let mut found = vec![0.0; m * n];
+        let target = Matrix::dense(&mut found, n);
+        let of_left = Matrix::read(&left, [k as isize, 1]);
+        // SAFETY: the matrices have these sizes.
+        assert!(unsafe { split.product([m, n, k], target, Start::Zero, of_left, [64, 32]) });
+        for (row, found) in found.chunks_exact(n).enumerate() {
+            for (column, &found) in found.iter().enumerate() {
+                let terms = (0..k).map(|i| left[row * k + i] * right[(64 + i) * 100 + 32 + column]);
+                // Whole numbers this small are exact.
+                assert_eq!(found, terms.sum::<f32>(), "{row}, {column}");
+            }
+        }
+    }
 
     proptest! {
         #[test]

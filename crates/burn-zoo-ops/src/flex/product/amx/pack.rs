@@ -23,26 +23,21 @@ pub(super) struct Packed {
     side: Side,
 }
 
-/// Where packed panels are, from one of them and from a step on.
+/// Packed panels, from one of them and from a step on.
 #[derive(Clone, Copy)]
-pub(super) struct Panels {
-    first: *const Step,
+pub(super) struct Panels<'a> {
+    steps: &'a [Step],
     length: usize,
 }
 
-// SAFETY: it is an address, and those who read there say why they may.
-unsafe impl Sync for Panels {}
-
-impl Panels {
+impl Panels<'_> {
     pub(super) fn skip(self, panel: usize, step: usize) -> Self {
-        Self {
-            first: self.step(panel, step),
-            ..self
-        }
+        let steps = &self.steps[panel * self.length + step..];
+        Self { steps, ..self }
     }
 
     pub(super) fn step(self, panel: usize, step: usize) -> *const Step {
-        self.first.wrapping_add(panel * self.length + step)
+        self.steps[panel * self.length + step..].as_ptr()
     }
 }
 
@@ -60,9 +55,9 @@ impl Packed {
         self.steps
     }
 
-    pub(super) fn panels(&self) -> Panels {
+    pub(super) fn panels(&self) -> Panels<'_> {
         Panels {
-            first: self.steps.as_ptr(),
+            steps: &self.steps,
             length: self.length,
         }
     }
@@ -79,6 +74,8 @@ impl Packed {
         [lines, depth]: [usize; 2],
         is_parallel: bool,
     ) {
+        /// So many steps of a panel, or so many panels at a step, are one piece of work.
+        const RUN: usize = 64;
         struct Room(*mut Step);
         // SAFETY: each thread writes its own steps.
         unsafe impl Sync for Room {}
@@ -98,15 +95,19 @@ impl Packed {
             let size = [lines - panel * LINES, depth - step * DEPTH];
             let matrix = matrix.skip(panel * LINES, step * DEPTH);
             // SAFETY: the processor has these vectors, the step is within the room, and no other thread writes it.
-            unsafe { split(side, matrix, size, &mut *room.0.add(panel * length + step)) };
+            unsafe { split(side, matrix, size, room.0.add(panel * length + step)) };
         };
-        // What is read one after the other lies side by side, as far as it can: the memory is what is waited for.
+        // What is read one after the other lies side by side, as far as it can: the memory is what is waited for. And
+        // what follows on a line of panels or steps is far enough ahead to be fetched, and near enough to be still there.
+        let runs = |count: usize| count.div_ceil(RUN);
+        let run = |number: usize, count: usize| number * RUN..((number + 1) * RUN).min(count);
         match matrix.strides[1] == 1 {
-            true => each(is_parallel, panels, |panel| {
-                (0..length).for_each(|step| fill(panel, step));
+            true => each(is_parallel, runs(length) * panels, |number| {
+                run(number / panels, length).for_each(|step| fill(number % panels, step));
             }),
-            false => each(is_parallel, length, |step| {
-                (0..panels).for_each(|panel| fill(panel, step));
+            false => each(is_parallel, length * runs(panels), |number| {
+                let (step, number) = (number / runs(panels), number % runs(panels));
+                run(number, panels).for_each(|panel| fill(panel, step));
             }),
         }
         // SAFETY: each was written.
@@ -118,8 +119,16 @@ impl Packed {
 ///
 /// Number `i` of a line makes a pair with number `16 + i`. Any order is right that both sides have, and this one needs no
 /// shuffles.
+///
+/// # Safety
+///
+/// The matrix has this size, and the step is nobody else's; it need not be written before.
 #[target_feature(enable = "avx512f")]
-unsafe fn split(side: Side, matrix: Matrix, [lines, depth]: [usize; 2], step: &mut Step) {
+unsafe fn split(side: Side, matrix: Matrix, [lines, depth]: [usize; 2], step: *mut Step) {
+    // SAFETY: it is within the step.
+    let place = |piece: usize, half: usize, row: usize| unsafe {
+        (&raw mut (*step).0[piece][half][row]).cast::<__m512i>()
+    };
     let is_by_depth = matrix.strides[1] == 1;
     for half in 0..2 {
         let lines = lines.saturating_sub(16 * half).min(16);
@@ -146,34 +155,25 @@ unsafe fn split(side: Side, matrix: Matrix, [lines, depth]: [usize; 2], step: &m
                     _mm512_maskz_loadu_ps(masks[1], pair[1].values),
                 ]
             };
-            for (tiles, piece) in step.0.iter_mut().zip(pieces(numbers)) {
-                store(&mut tiles[half][row], piece);
+            for (piece, numbers) in pieces(numbers).into_iter().enumerate() {
+                // SAFETY: it is the place of 16 pairs.
+                unsafe { _mm512_storeu_si512(place(piece, half, row), numbers) };
             }
         }
         // A tile of the left side has lines as rows, and one of the right side as columns.
         if (side == Side::Left) != is_by_depth {
-            for tiles in &mut step.0 {
-                let rows = transpose(std::array::from_fn(|row| load(&tiles[half][row])));
-                for (target, row) in tiles[half].iter_mut().zip(rows) {
-                    store(target, row);
+            for piece in 0..3 {
+                // SAFETY: these were written above.
+                let rows = std::array::from_fn(|row| unsafe {
+                    _mm512_loadu_si512(place(piece, half, row))
+                });
+                for (row, pairs) in transpose(rows).into_iter().enumerate() {
+                    // SAFETY: it is the place of 16 pairs.
+                    unsafe { _mm512_storeu_si512(place(piece, half, row), pairs) };
                 }
             }
         }
     }
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn load(row: &[u32; 16]) -> __m512i {
-    // SAFETY: a row is as large as a vector.
-    unsafe { _mm512_loadu_si512(row.as_ptr().cast()) }
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn store(row: &mut [u32; 16], values: __m512i) {
-    // SAFETY: a row is as large as a vector.
-    unsafe { _mm512_storeu_si512(row.as_mut_ptr().cast(), values) };
 }
 
 /// The first `count` of 16.
