@@ -309,6 +309,9 @@ fn attention_in_tiles_is_right_on_every_backend() {
         (1, 1, 1, [2, 3, 300], AttentionMask::Causal),
         (1, 1, 2, [600, 600, 64], AttentionMask::Causal),
         (1, 1, 1, [530, 601, 64], banded(130)),
+        // Some queries of a block see none of the segment of keys in which others begin.
+        (1, 1, 2, [1060, 1060, 8], banded(50)),
+        (1, 2, 1, [66, 1100, 16], AttentionMask::Full),
     ];
     for (batch, n_kv_heads, group, [seq_q, seq_k, head_dim], mask) in cases {
         let sizes = Sizes {
@@ -429,6 +432,38 @@ fn attention_reads_any_layout() {
         for (columns, rows) in columns.iter().zip(&rows) {
             assert_close(columns, rows, 1e-6, &found.name);
         }
+    }
+}
+
+/// Keys whose bias is infinite count nothing, also where no other key is in memory near them.
+#[test]
+fn keys_without_any_weight_count_nothing() {
+    const HIDDEN: usize = 530;
+    let sizes = Sizes {
+        batch: 1,
+        n_kv_heads: 1,
+        group: 2,
+        seq_q: 70,
+        seq_k: 600,
+        head_dim: 16,
+        mask: AttentionMask::Full,
+    };
+    let device = processor();
+    let hidden = (0..sizes.seq_k).map(|key| match key < HIDDEN {
+        true => f64::NEG_INFINITY,
+        false => 0.0,
+    });
+    let bias = data(&hidden.collect::<Vec<_>>(), [1, 1, 1, sizes.seq_k]);
+    let bias = Tensor::<4>::from_data(bias, &device.clone().autodiff());
+    let ours = with_gradients(sizes, &device, |q, k, v| {
+        attention(q, k, v, Some(bias.clone()), sizes.scoring())
+    });
+    let expected = with_gradients(sizes, &device, |q, k, v| {
+        let [k, v] = [k, v].map(|keys| keys.narrow(2, HIDDEN, sizes.seq_k - HIDDEN));
+        attention(q, k, v, None, sizes.scoring())
+    });
+    for (number, (ours, expected)) in ours.iter().zip(&expected).enumerate() {
+        assert_close(ours, expected, 1e-5, &number.to_string());
     }
 }
 

@@ -242,16 +242,16 @@ impl TransformerOps for LibTorch {
         if !tensors.iter().all(is_here) {
             return crate::adamw::composed::<Self>(parameter, grad, moment_1, moment_2, step);
         }
-        let mut changed = [parameter, moment_1, moment_2].map(owned);
-        let grad = grad.tensor.contiguous();
-        let [parameter, moment_1, moment_2] = changed.each_mut();
+        let parameter = parameter.tensor.contiguous();
+        let mut changed = [grad, moment_1, moment_2].map(owned);
         // SAFETY: the tensors have their values side by side, and the three that change are nobody else's.
-        let (values, grad) = unsafe {
-            let values =
-                [parameter, moment_1, moment_2].map(|tensor| floats_mut(&mut tensor.tensor));
-            (values, floats(&grad))
+        let (parameter, values) = unsafe {
+            let values = changed
+                .each_mut()
+                .map(|tensor| floats_mut(&mut tensor.tensor));
+            (floats(&parameter), values)
         };
-        crate::flex::adamw::update_values(values, grad, step);
+        crate::flex::adamw::update_values(parameter, values, step);
         changed.into()
     }
 

@@ -1,4 +1,7 @@
-//! AdamW in one pass over a parameter, its gradient and its moments, in place where nobody else holds them.
+//! AdamW in one pass over a parameter, its gradient and its moments.
+//!
+//! Whoever trains holds the parameters until there are new ones, but nobody else the gradients, so new parameters take the
+//! place of their gradients: no memory is copied, and none is taken.
 
 use burn_flex::FlexTensor;
 use macerator::Simd;
@@ -7,9 +10,10 @@ use rayon::prelude::*;
 use super::simd::{Kernel, chunk_length, contiguous, mul_add, owned, run};
 use crate::AdamWStep;
 
+/// Parameters, and their gradients, which become the parameters after the step.
 struct Update<'a> {
-    parameter: &'a mut [f32],
-    grad: &'a [f32],
+    parameter: &'a [f32],
+    grad: &'a mut [f32],
     moment_1: &'a mut [f32],
     moment_2: &'a mut [f32],
     step: AdamWStep,
@@ -33,12 +37,12 @@ impl Kernel for Update<'_> {
         let (rate, square) = ((learning_rate / of_mean) as f32, (1.0 / of_square) as f32);
         let (epsilon, decay) = (epsilon as f32, self.step.decay() as f32);
         let moments = self.moment_1.iter_mut().zip(self.moment_2);
-        let parameters = self.parameter.iter_mut().zip(self.grad);
-        for ((parameter, &grad), (moment_1, moment_2)) in parameters.zip(moments) {
-            *moment_1 = mul_add::<S>(beta1, *moment_1, rest1 * grad);
-            *moment_2 = mul_add::<S>(beta2, *moment_2, rest2 * grad * grad);
+        let parameters = self.parameter.iter().zip(self.grad);
+        for ((&parameter, grad), (moment_1, moment_2)) in parameters.zip(moments) {
+            *moment_1 = mul_add::<S>(beta1, *moment_1, rest1 * *grad);
+            *moment_2 = mul_add::<S>(beta2, *moment_2, rest2 * *grad * *grad);
             let update = rate * *moment_1 / ((*moment_2 * square).sqrt() + epsilon);
-            *parameter = mul_add::<S>(decay, *parameter, -update);
+            *grad = mul_add::<S>(decay, parameter, -update);
         }
     }
 }
@@ -51,31 +55,23 @@ pub(super) fn update(
     moment_2: FlexTensor,
     step: AdamWStep,
 ) -> (FlexTensor, FlexTensor, FlexTensor) {
-    let [mut parameter, mut moment_1, mut moment_2] = [parameter, moment_1, moment_2].map(owned);
-    let (grad, range) = contiguous(grad);
-    let grad = &grad.storage::<f32>()[range];
-    update_values(
-        [
-            parameter.storage_mut::<f32>(),
-            moment_1.storage_mut::<f32>(),
-            moment_2.storage_mut::<f32>(),
-        ],
-        grad,
-        step,
-    );
-    (parameter, moment_1, moment_2)
+    let (parameter, range) = contiguous(parameter);
+    let mut changed = [grad, moment_1, moment_2].map(owned);
+    let values = changed.each_mut().map(|tensor| tensor.storage_mut());
+    update_values(&parameter.storage()[range], values, step);
+    changed.into()
 }
 
-/// Changes a parameter and its moments, which are as long as its gradient.
+/// Makes of a gradient the new parameter, and changes the moments. All are as long as the parameter.
 pub(crate) fn update_values(
-    [parameter, moment_1, moment_2]: [&mut [f32]; 3],
-    grad: &[f32],
+    parameter: &[f32],
+    [grad, moment_1, moment_2]: [&mut [f32]; 3],
     step: AdamWStep,
 ) {
     let length = chunk_length(grad.len(), 1);
     let chunks = parameter
-        .par_chunks_mut(length)
-        .zip(grad.par_chunks(length))
+        .par_chunks(length)
+        .zip(grad.par_chunks_mut(length))
         .zip(moment_1.par_chunks_mut(length))
         .zip(moment_2.par_chunks_mut(length));
     chunks.for_each(|(((parameter, grad), moment_1), moment_2)| {

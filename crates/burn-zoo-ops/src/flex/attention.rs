@@ -1,7 +1,8 @@
-//! Attention by blocks of queries, in memory that grows with the context and not with its square.
+//! Attention by blocks of queries and segments of keys, in memory that grows with the context and not with its square.
 //!
-//! The scores of a block stay in the cache between the products. Keys that the mask hides from all its queries are left
-//! out of them, so that a causal mask halves the work. The gradient computes the scores again (Dao et al. 2022,
+//! A segment's keys and values, and what its products with a block of queries become, stay in the cache. A softmax goes on
+//! from segment to segment (Milakov & Gimelshein 2018, arXiv:1805.02867). Keys that the mask hides from all queries of a
+//! block are left out, so that a causal mask halves the work. The gradient computes the scores again (Dao et al. 2022,
 //! arXiv:2205.14135).
 
 use std::ops::Range;
@@ -20,6 +21,9 @@ use crate::{ScoreBias, Scoring};
 
 /// How many queries are worked on at once.
 const BLOCK: usize = 64;
+
+/// How many keys and values are split at once: with what their products with a block become, half of the second cache.
+const SEGMENT: usize = 512;
 
 /// A tensor `[batch, heads, seq, head_dim]` as a matrix for each head.
 struct Heads {
@@ -44,8 +48,9 @@ impl Heads {
     }
 
     /// Of new values `[batch, seq, heads, head_dim]`, in which the heads of a position are side by side as the
-    /// projections around attention have them.
-    fn new(values: &mut [f32], [heads, seq, width]: [usize; 3]) -> Self {
+    /// projections around attention have them. They are yet to be written.
+    fn new(values: &mut Vec<f32>, [batch, heads, seq, width]: [usize; 4]) -> Self {
+        values.reserve_exact(batch * seq * heads * width);
         let strides = [seq * heads * width, width, heads * width, 1];
         Self {
             values: values.as_mut_ptr(),
@@ -64,8 +69,34 @@ impl Heads {
 }
 
 /// A tensor `[batch, heads, seq, head_dim]` of values as [`Heads::new`] has them.
-fn by_position(values: Vec<f32>, [batch, heads, seq, width]: [usize; 4]) -> FlexTensor {
+///
+/// # Safety
+///
+/// All are written.
+unsafe fn by_position(mut values: Vec<f32>, [batch, heads, seq, width]: [usize; 4]) -> FlexTensor {
+    // SAFETY: as promised.
+    unsafe { values.set_len(batch * seq * heads * width) };
     tensor(values, Shape::new([batch, seq, heads, width])).transpose(1, 2)
+}
+
+fn scale(row: &mut [f32], factor: f32) {
+    row.iter_mut().for_each(|value| *value *= factor);
+}
+
+/// Rows of a head.
+///
+/// # Safety
+///
+/// The matrix has these rows of `width`, written before, and nobody else uses them meanwhile.
+unsafe fn rows<'a>(
+    matrix: Matrix,
+    range: Range<usize>,
+    width: usize,
+) -> impl Iterator<Item = &'a mut [f32]> {
+    range.map(move |row| {
+        // SAFETY: as promised.
+        unsafe { std::slice::from_raw_parts_mut(matrix.skip(row, 0).values, width) }
+    })
 }
 
 /// What is added to scores, one row of which serves several queries where it is broadcast.
@@ -112,10 +143,16 @@ struct Job {
     bias: Option<Bias>,
 }
 
-/// Queries of one head, and the keys that some of them see, in whole units.
+/// Queries of one head, and the keys of a segment that some of them see, in whole units.
 struct Block {
     queries: Range<usize>,
     keys: Range<usize>,
+    /// Where the segment begins.
+    segment: usize,
+    /// Whether no other segment before has keys that they see.
+    is_first: bool,
+    /// Whether no other one behind has.
+    is_last: bool,
 }
 
 impl Job {
@@ -138,21 +175,46 @@ impl Job {
         self.scoring.mask.visible(query, self.seq_q, self.seq_k)
     }
 
-    fn blocks(&self) -> impl Iterator<Item = Block> {
-        let blocks = (0..self.seq_q).step_by(BLOCK).map(move |first| {
+    fn segments(&self) -> impl Iterator<Item = Range<usize>> {
+        let firsts = (0..self.seq_k).step_by(SEGMENT);
+        firsts.map(|first| first..(first + SEGMENT).min(self.seq_k))
+    }
+
+    /// Blocks of queries, with the keys that some of them see.
+    fn all_blocks(&self) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
+        (0..self.seq_q).step_by(BLOCK).map(move |first| {
             let queries = first..(first + BLOCK).min(self.seq_q);
             let seen = self.visible(first).start..self.visible(queries.end - 1).end;
+            (queries, seen)
+        })
+    }
+
+    /// Queries that see no keys at all.
+    fn blind(&self) -> impl Iterator<Item = usize> {
+        let blind = self.all_blocks().filter(|(_, seen)| seen.is_empty());
+        blind.flat_map(|(queries, _)| queries)
+    }
+
+    /// The blocks that see some of a segment.
+    fn blocks(&self, segment: &Range<usize>) -> impl Iterator<Item = Block> {
+        let segment = segment.clone();
+        self.all_blocks().filter_map(move |(queries, seen)| {
+            let here = seen.start.max(segment.start)..seen.end.min(segment.end);
             // A few more, which are hidden from all, make whole units of what products split.
-            let more = seen.start / UNIT * UNIT..seen.end.next_multiple_of(UNIT).min(self.seq_k);
-            let keys = if seen.is_empty() { seen } else { more };
-            Block { queries, keys }
-        });
-        blocks.filter(|block| !block.keys.is_empty())
+            let more = here.start / UNIT * UNIT..here.end.next_multiple_of(UNIT).min(segment.end);
+            (!here.is_empty()).then_some(Block {
+                queries,
+                keys: more,
+                segment: segment.start,
+                is_first: seen.start >= segment.start,
+                is_last: seen.end <= segment.end,
+            })
+        })
     }
 
     /// How many numbers the scores of any block take.
     fn block_size(&self) -> usize {
-        BLOCK.min(self.seq_q) * self.seq_k
+        BLOCK.min(self.seq_q) * SEGMENT.min(self.seq_k)
     }
 
     /// How many numbers the [`Statistics`] of all queries are.
@@ -176,24 +238,25 @@ impl Job {
         }
     }
 
-    /// Keys or values of a head, which queries or what else has their channels are multiplied with.
+    /// Keys or values of a segment, which queries or what else has their channels are multiplied with.
     ///
     /// # Safety
     ///
-    /// They are a matrix of a head of this attention.
-    unsafe fn by_channel(&self, heads: Matrix) -> Right {
+    /// They are those of a head of this attention.
+    unsafe fn by_channel(&self, head: Matrix, segment: &Range<usize>) -> Right {
+        let matrix = head.skip(segment.start, 0).transposed();
         // SAFETY: as promised.
-        unsafe { self.right(heads.transposed(), [self.width, self.seq_k]) }
+        unsafe { self.right(matrix, [self.width, segment.len()]) }
     }
 
-    /// Keys or values of a head, which are summed by scores or what else has a number for each.
+    /// Keys or values of a segment, which are summed by scores or what else has a number for each.
     ///
     /// # Safety
     ///
     /// As above.
-    unsafe fn by_key(&self, heads: Matrix) -> Right {
+    unsafe fn by_key(&self, head: Matrix, segment: &Range<usize>) -> Right {
         // SAFETY: as promised.
-        unsafe { self.right(heads, [self.seq_k, self.width]) }
+        unsafe { self.right(head.skip(segment.start, 0), [segment.len(), self.width]) }
     }
 
     unsafe fn right(&self, matrix: Matrix, [k, n]: [usize; 2]) -> Right {
@@ -208,14 +271,50 @@ impl Job {
     ///
     /// # Safety
     ///
-    /// Both are matrices of a head of this attention.
+    /// The queries are those of a head of this attention, and the keys of the block's segment.
     unsafe fn multiply(&self, block: &Block, query: Matrix, key: &Right, scores: &mut [f32]) {
         let (rows, keys) = (block.queries.len(), block.keys.len());
-        let scores = Matrix::dense(&mut scores[..rows * keys], keys);
+        let scores = Matrix::dense(scores, keys);
         let query = query.skip(block.queries.start, 0);
-        let (sizes, from) = ([rows, keys, self.width], [0, block.keys.start]);
+        let from = [0, block.keys.start - block.segment];
+        let sizes = [rows, keys, self.width];
         // SAFETY: the block lies within the matrices.
         unsafe { key.product(sizes, scores, Start::Zero, query, from) };
+    }
+
+    /// Sums of the keys of a block, or what else has a row for each, by its scores. They are added to those of the segments
+    /// before.
+    ///
+    /// # Safety
+    ///
+    /// As above, and nobody else uses the target, which has a row for each query.
+    unsafe fn sum_up(&self, block: &Block, scores: &mut [f32], key: &Right, target: Matrix) {
+        let (rows, keys) = (block.queries.len(), block.keys.len());
+        let scores = Matrix::dense(scores, keys);
+        let target = target.skip(block.queries.start, 0);
+        let start = match block.is_first {
+            true => Start::Zero,
+            false => Start::Target,
+        };
+        let from = [block.keys.start - block.segment, 0];
+        let sizes = [rows, self.width, keys];
+        // SAFETY: the block lies within the matrices.
+        unsafe { key.product(sizes, target, start, scores, from) };
+    }
+
+    /// Adds to each key of a block what its queries have, or what else has a row for each, by its scores.
+    ///
+    /// # Safety
+    ///
+    /// As above; the target has a row for each key of the segment.
+    unsafe fn add_by_key(&self, block: &Block, scores: &mut [f32], query: Matrix, target: Matrix) {
+        let (rows, keys) = (block.queries.len(), block.keys.len());
+        let scores = Matrix::dense(scores, keys).transposed();
+        let query = query.skip(block.queries.start, 0);
+        let target = target.skip(block.keys.start - block.segment, 0);
+        let sizes = [keys, self.width, rows];
+        // SAFETY: the block lies within the matrices.
+        unsafe { product(sizes, target, Start::Target, scores, query, false) };
     }
 }
 
@@ -229,10 +328,14 @@ struct Exponentials<'a> {
     statistics: Statistics<'a>,
 }
 
-/// For each query the largest score, and the reciprocal of what the exponentials come to.
+/// For each query the largest score, and what the exponentials come to; in the end the reciprocal of that.
 enum Statistics<'a> {
-    /// Yet to be found.
-    New(&'a mut [f32]),
+    /// Those of the segments before, which go on.
+    Running {
+        statistics: &'a mut [f32],
+        /// What the sums of the segments before are to be multiplied by.
+        decays: &'a mut [f32],
+    },
     /// Those of the forward pass. By them the exponentials become probabilities.
     Known(&'a [f32]),
 }
@@ -247,6 +350,8 @@ impl Kernel for Exponentials<'_> {
         let rows = self.scores.chunks_exact_mut(keys.len()).enumerate();
         for (query, (number, row)) in self.block.queries.clone().zip(rows) {
             let visible = self.job.visible(query);
+            let start = visible.start.clamp(keys.start, keys.end);
+            let visible = start..visible.end.clamp(start, keys.end);
             let within = visible.start - keys.start..visible.end - keys.start;
             row[..within.start].fill(0.0);
             row[within.end..].fill(0.0);
@@ -261,12 +366,23 @@ impl Kernel for Exponentials<'_> {
                 }
             }
             match &mut self.statistics {
-                Statistics::New(statistics) => {
-                    let max = largest(row);
+                Statistics::Running { statistics, decays } => {
+                    let [most, total] = &mut statistics[2 * number..][..2] else {
+                        unreachable!("a pair for each query")
+                    };
+                    if self.block.is_first {
+                        (*most, *total) = (f32::NEG_INFINITY, 0.0);
+                    }
+                    let max = largest(row).max(*most);
+                    // There may be no key yet that this query sees, or none with any weight.
+                    let shift = if max == f32::NEG_INFINITY { 0.0 } else { max };
                     row.iter_mut()
-                        .for_each(|score| *score = exp::<S>(*score - max));
-                    let [total] = sum::<1>(row, row, |p, _| [p]);
-                    statistics[2 * number..][..2].copy_from_slice(&[max, 1.0 / total]);
+                        .for_each(|score| *score = exp::<S>(*score - shift));
+                    let [more] = sum::<1>(row, row, |p, _| [p]);
+                    let is_new = *most == f32::NEG_INFINITY;
+                    let decay = if is_new { 0.0 } else { exp::<S>(*most - max) };
+                    (*most, *total) = (max, mul_add::<S>(*total, decay, more));
+                    decays[number] = decay;
                 }
                 Statistics::Known(statistics) => {
                     let (max, share) = (statistics[2 * number], statistics[2 * number + 1]);
@@ -283,6 +399,8 @@ struct ScoreGradients<'a> {
     probabilities: &'a [f32],
     grad: &'a mut [f32],
     width: usize,
+    /// For each row the mean of the gradients by the probabilities of all keys.
+    means: &'a [f32],
     scale: f32,
 }
 
@@ -292,12 +410,25 @@ impl Kernel for ScoreGradients<'_> {
     #[inline(always)]
     fn run<S: Simd>(self) {
         let rows = self.probabilities.chunks_exact(self.width);
-        for (row, grad) in rows.zip(self.grad.chunks_exact_mut(self.width)) {
-            let [mean] = sum::<1>(row, grad, |p, g| [p * g]);
+        let rows = rows.zip(self.grad.chunks_exact_mut(self.width));
+        for ((row, grad), mean) in rows.zip(self.means) {
             for (&p, grad) in row.iter().zip(grad) {
                 *grad = p * (*grad - mean) * self.scale;
             }
         }
+    }
+}
+
+/// The product of a row and another.
+struct Dot<'a>(&'a [f32], &'a [f32]);
+
+impl Kernel for Dot<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self) -> f32 {
+        let [total] = sum::<1>(self.0, self.1, |x, y| [x * y]);
+        total
     }
 }
 
@@ -319,13 +450,14 @@ pub(super) fn forward(
         ..
     } = job;
     let group = n_heads / job.n_kv_heads;
-    let mut values = vec![0.0; batch * seq_q * n_heads * width];
+    let sizes = [batch, n_heads, seq_q, width];
+    let mut values = Vec::new();
     let mut statistics = vec![0.0; job.n_statistics()];
     let seed = (scoring.dropout > 0.0).then(draw_seed);
     let draws = seed
         .as_ref()
         .map(|seed| Draws::new(seed.storage(), scoring.dropout));
-    let output = Heads::new(&mut values, [n_heads, seq_q, width]);
+    let output = Heads::new(&mut values, sizes);
     let [query, key, value] = [&query, &key, &value].map(Heads::of);
     let heads = statistics.par_chunks_mut((2 * seq_q).max(1)).enumerate();
     heads.for_each_init(
@@ -334,31 +466,46 @@ pub(super) fn forward(
             let place @ [batch, head] = [number / n_heads, number % n_heads];
             let [query, output] = [&query, &output].map(|heads| heads.matrix(batch, head));
             let [key, value] = [&key, &value].map(|heads| heads.matrix(batch, head / group));
-            // SAFETY: these are matrices of one head.
-            let (key, value) = unsafe { (job.by_channel(key), job.by_key(value)) };
-            for block in job.blocks() {
-                let (rows, keys) = (block.queries.len(), block.keys.len());
-                let statistics = &mut statistics[2 * block.queries.start..2 * block.queries.end];
-                // SAFETY: these are matrices of one head.
-                unsafe { job.multiply(&block, query, &key, scores) };
-                run(Exponentials {
-                    job: &job,
-                    block: &block,
-                    place,
-                    scores: &mut scores[..rows * keys],
-                    statistics: Statistics::New(statistics),
-                });
-                job.drop_out(draws, &block, place, &mut scores[..rows * keys]);
-                let exponentials = Matrix::dense(scores, keys);
-                let output = output.skip(block.queries.start, 0);
-                let (sizes, from) = ([rows, width, keys], [block.keys.start, 0]);
+            for query in job.blind() {
                 // SAFETY: no other thread has this head.
-                unsafe {
-                    value.product(sizes, output, Start::Zero, exponentials, from);
-                    for (row, statistics) in statistics.chunks_exact(2).enumerate() {
-                        let row = output.skip(row, 0).values;
-                        let row = std::slice::from_raw_parts_mut(row, width);
-                        row.iter_mut().for_each(|value| *value *= statistics[1]);
+                unsafe { output.skip(query, 0).values.write_bytes(0, width) };
+            }
+            for segment in job.segments() {
+                // SAFETY: these are matrices of one head.
+                let (key, value) =
+                    unsafe { (job.by_channel(key, &segment), job.by_key(value, &segment)) };
+                for block in job.blocks(&segment) {
+                    let scores = &mut scores[..block.queries.len() * block.keys.len()];
+                    let statistics =
+                        &mut statistics[2 * block.queries.start..2 * block.queries.end];
+                    let mut decays = [0.0; BLOCK];
+                    // SAFETY: these are matrices of one head.
+                    unsafe { job.multiply(&block, query, &key, scores) };
+                    run(Exponentials {
+                        job: &job,
+                        block: &block,
+                        place,
+                        scores,
+                        statistics: Statistics::Running {
+                            statistics,
+                            decays: &mut decays,
+                        },
+                    });
+                    job.drop_out(draws, &block, place, scores);
+                    // SAFETY: no other thread has this head.
+                    let rows = || unsafe { rows(output, block.queries.clone(), width) };
+                    if !block.is_first {
+                        rows()
+                            .zip(&decays)
+                            .for_each(|(row, &decay)| scale(row, decay));
+                    }
+                    // SAFETY: these are matrices of one head, which no other thread has.
+                    unsafe { job.sum_up(&block, scores, &value, output) };
+                    if block.is_last {
+                        for (row, statistics) in rows().zip(statistics.chunks_exact_mut(2)) {
+                            statistics[1] = 1.0 / statistics[1];
+                            scale(row, statistics[1]);
+                        }
                     }
                 }
             }
@@ -369,8 +516,8 @@ pub(super) fn forward(
     }
     let n_saved = statistics.len();
     let saved = tensor(statistics, Shape::new([n_saved]));
-    let output = by_position(values, [batch, n_heads, seq_q, width]);
-    (output, saved)
+    // SAFETY: each query sees keys, and has been written with the last of them, or is blind.
+    (unsafe { by_position(values, sizes) }, saved)
 }
 
 /// What the composed form saves, by the seed that this one saved.
@@ -402,13 +549,13 @@ pub(super) fn whole(
 
 /// The gradients of query, key and value.
 ///
-/// With `P` the probabilities, `D` what they are multiplied by where some are dropped and `dO` the gradient of the output:
-/// `dV = (P ∘ D)ᵀ dO`, `dP = dO Vᵀ ∘ D`, `dS = P ∘ (dP − rowsum(dP ∘ P))`, `dQ = scale · dS K`, `dK = scale · dSᵀ Q`.
+/// With `P` the probabilities, `D` what they are multiplied by where some are dropped and `dO` the gradient of the output `O`:
+/// `dV = (P ∘ D)ᵀ dO`, `dP = dO Vᵀ ∘ D`, `dS = P ∘ (dP − rowsum(dO ∘ O))`, `dQ = scale · dS K`, `dK = scale · dSᵀ Q`. The sum
+/// of a row is that of `dP ∘ P` (Dao 2023, arXiv:2307.08691), and needs no keys.
 pub(super) fn backward(
-    query: FlexTensor,
-    key: FlexTensor,
-    value: FlexTensor,
+    [query, key, value]: [FlexTensor; 3],
     bias: ScoreBias<Flex>,
+    output: FlexTensor,
     saved: FlexTensor,
     grad: FlexTensor,
     scoring: Scoring,
@@ -424,96 +571,108 @@ pub(super) fn backward(
         ..
     } = job;
     let group = n_heads / n_kv_heads;
-    let [mut of_query, mut of_key, mut of_value] =
-        [seq_q * n_heads, seq_k * n_kv_heads, seq_k * n_kv_heads]
-            .map(|rows| vec![0.0; batch * rows * width]);
-    let grad_query = Heads::new(&mut of_query, [n_heads, seq_q, width]);
+    let of_queries = [batch, n_heads, seq_q, width];
+    let of_keys = [batch, n_kv_heads, seq_k, width];
+    let [mut of_query, mut of_key, mut of_value] = [const { Vec::new() }; 3];
+    let grad_query = Heads::new(&mut of_query, of_queries);
     let [grad_key, grad_value] =
-        [&mut of_key, &mut of_value].map(|values| Heads::new(values, [n_kv_heads, seq_k, width]));
-    let [query, key, value, grad] = [&query, &key, &value, &grad].map(Heads::of);
+        [&mut of_key, &mut of_value].map(|values| Heads::new(values, of_keys));
+    let [query, key, value, output, grad] = [&query, &key, &value, &output, &grad].map(Heads::of);
     let (statistics, seed) = saved.storage::<f32>().split_at(job.n_statistics());
     let draws = (scoring.dropout > 0.0).then(|| Draws::new(seed, scoring.dropout));
     // Query heads that share a key are one piece, because they add to its gradient.
     let pieces = statistics
         .par_chunks((2 * seq_q * group).max(1))
         .enumerate();
+    let room = || {
+        let sums = SEGMENT.min(seq_k) * width;
+        let [scores, sums] = [job.block_size(), sums].map(|size| [0, 1].map(|_| vec![0.0; size]));
+        (scores, sums, vec![0.0; group * seq_q])
+    };
     pieces.for_each_init(
-        || [0, 1].map(|_| vec![0.0; job.block_size()]),
-        |[probabilities, scores], (number, statistics)| {
+        room,
+        |([probabilities, scores], sums, means), (number, statistics)| {
             let (batch, kv_head) = (number / n_kv_heads, number % n_kv_heads);
             let [key, value, grad_key, grad_value] =
                 [&key, &value, &grad_key, &grad_value].map(|heads| heads.matrix(batch, kv_head));
-            // SAFETY: these are matrices of one head.
-            let (keys_by_channel, values_by_channel, key) =
-                unsafe { (job.by_channel(key), job.by_channel(value), job.by_key(key)) };
-            for (within, statistics) in statistics.chunks_exact(2 * seq_q).enumerate() {
-                let head = kv_head * group + within;
-                let [query, grad, grad_query] =
-                    [&query, &grad, &grad_query].map(|heads| heads.matrix(batch, head));
-                for block in job.blocks() {
-                    let (rows, keys) = (block.queries.len(), block.keys.len());
-                    // SAFETY: these are matrices of one head.
-                    unsafe { job.multiply(&block, query, &keys_by_channel, probabilities) };
-                    run(Exponentials {
-                        job: &job,
-                        block: &block,
-                        place: [batch, head],
-                        scores: &mut probabilities[..rows * keys],
-                        statistics: Statistics::Known(&statistics[2 * block.queries.start..]),
-                    });
-                    // SAFETY: as above.
-                    unsafe { job.multiply(&block, grad, &values_by_channel, scores) };
-                    job.drop_out(draws, &block, [batch, head], &mut scores[..rows * keys]);
-                    run(ScoreGradients {
-                        probabilities: &probabilities[..rows * keys],
-                        grad: &mut scores[..rows * keys],
-                        width: keys,
-                        scale: scoring.scale as f32,
-                    });
-                    job.drop_out(
-                        draws,
-                        &block,
-                        [batch, head],
-                        &mut probabilities[..rows * keys],
-                    );
-                    let left = Matrix::dense(probabilities, keys).transposed();
-                    let [grad, query, grad_query] =
-                        [grad, query, grad_query].map(|rows| rows.skip(block.queries.start, 0));
-                    let [grad_key, grad_value] =
-                        [grad_key, grad_value].map(|rows| rows.skip(block.keys.start, 0));
-                    let (sizes, from) = ([rows, width, keys], [block.keys.start, 0]);
+            let heads = kv_head * group..(kv_head + 1) * group;
+            for (head, means) in heads.clone().zip(means.chunks_exact_mut(seq_q)) {
+                // SAFETY: these are written, and are only read.
+                let [output, grad] = [&output, &grad]
+                    .map(|heads| unsafe { rows(heads.matrix(batch, head), 0..seq_q, width) });
+                for (mean, (output, grad)) in means.iter_mut().zip(output.zip(grad)) {
+                    *mean = run(Dot(output, grad));
+                }
+                for query in job.blind() {
+                    let row = grad_query.matrix(batch, head).skip(query, 0);
                     // SAFETY: no other thread has heads of this piece.
-                    unsafe {
-                        product(
-                            [keys, width, rows],
-                            grad_value,
-                            Start::Target,
-                            left,
-                            grad,
-                            false,
-                        )
-                    };
-                    let scores = Matrix::dense(scores, keys);
-                    // SAFETY: as above.
-                    unsafe {
-                        key.product(sizes, grad_query, Start::Zero, scores, from);
-                        let scores = scores.transposed();
-                        product(
-                            [keys, width, rows],
-                            grad_key,
-                            Start::Target,
-                            scores,
-                            query,
-                            false,
-                        );
+                    unsafe { row.values.write_bytes(0, width) };
+                }
+            }
+            for segment in job.segments() {
+                // SAFETY: these are matrices of one head.
+                let (keys_by_channel, values_by_channel, keys_by_key) = unsafe {
+                    (
+                        job.by_channel(key, &segment),
+                        job.by_channel(value, &segment),
+                        job.by_key(key, &segment),
+                    )
+                };
+                sums.iter_mut().for_each(|sums| sums.fill(0.0));
+                let [of_key, of_value] = sums.each_mut().map(|sums| Matrix::dense(sums, width));
+                let each = heads.clone().zip(statistics.chunks_exact(2 * seq_q));
+                for ((head, statistics), means) in each.zip(means.chunks_exact(seq_q)) {
+                    let place = [batch, head];
+                    let [query, grad, grad_query] =
+                        [&query, &grad, &grad_query].map(|heads| heads.matrix(batch, head));
+                    for block in job.blocks(&segment) {
+                        let (rows, keys) = (block.queries.len(), block.keys.len());
+                        let [probabilities, scores] =
+                            [&mut *probabilities, &mut *scores].map(|all| &mut all[..rows * keys]);
+                        // SAFETY: these are matrices of one head.
+                        unsafe { job.multiply(&block, query, &keys_by_channel, probabilities) };
+                        run(Exponentials {
+                            job: &job,
+                            block: &block,
+                            place,
+                            scores: probabilities,
+                            statistics: Statistics::Known(&statistics[2 * block.queries.start..]),
+                        });
+                        // SAFETY: as above.
+                        unsafe { job.multiply(&block, grad, &values_by_channel, scores) };
+                        job.drop_out(draws, &block, place, scores);
+                        run(ScoreGradients {
+                            probabilities,
+                            grad: scores,
+                            width: keys,
+                            means: &means[block.queries.clone()],
+                            scale: scoring.scale as f32,
+                        });
+                        job.drop_out(draws, &block, place, probabilities);
+                        // SAFETY: as above, and no other thread has heads of this piece.
+                        unsafe {
+                            job.add_by_key(&block, probabilities, grad, of_value);
+                            job.add_by_key(&block, scores, query, of_key);
+                            job.sum_up(&block, scores, &keys_by_key, grad_query);
+                        }
+                    }
+                }
+                for (target, sums) in [(grad_key, &*sums[0]), (grad_value, &*sums[1])] {
+                    for (key, sums) in segment.clone().zip(sums.chunks_exact(width)) {
+                        let row = target.skip(key, 0).values;
+                        // SAFETY: no other thread has this head.
+                        unsafe { row.copy_from_nonoverlapping(sums.as_ptr(), width) };
                     }
                 }
             }
         },
     );
-    [
-        by_position(of_query, [batch, n_heads, seq_q, width]),
-        by_position(of_key, [batch, n_kv_heads, seq_k, width]),
-        by_position(of_value, [batch, n_kv_heads, seq_k, width]),
-    ]
+    // SAFETY: each query sees keys or is blind, and each key is one of a segment.
+    unsafe {
+        [
+            by_position(of_query, of_queries),
+            by_position(of_key, of_keys),
+            by_position(of_value, of_keys),
+        ]
+    }
 }

@@ -78,9 +78,10 @@ impl TransformerOps for Flex {
             let whole = attention::whole(q, k, v, bias.clone(), &saved, scoring);
             return composed_backward::<Self>(query, key, value, bias, whole, grad, scoring);
         }
+        let of_bias = saved.clone(); // Nobody reads it.
         let [query, key, value] =
-            attention::backward(query, key, value, bias, saved, grad, scoring);
-        (query, key, value, output)
+            attention::backward([query, key, value], bias, output, saved, grad, scoring);
+        (query, key, value, of_bias)
     }
 
     fn affine_map(input: FloatTensor<Self>, affine: Affine<Self>) -> FloatTensor<Self> {

@@ -142,29 +142,20 @@ pub(super) trait Binary: Copy + Sync {
     fn apply<S: Simd>(self, x: f32, y: f32) -> f32;
 }
 
-/// Applies a function to each value.
-pub(super) fn map(input: FlexTensor, function: impl Unary) -> FlexTensor {
-    struct Map<'a, F>(&'a mut [std::mem::MaybeUninit<f32>], &'a [f32], F);
+/// Replaces each value by a function of it.
+pub(super) fn map(tensor: FlexTensor, function: impl Unary) -> FlexTensor {
+    struct Map<'a, F>(&'a mut [f32], F);
     impl<F: Unary> Kernel for Map<'_, F> {
         type Output = ();
         #[inline(always)]
         fn run<S: Simd>(self) {
-            for (output, &x) in self.0.iter_mut().zip(self.1) {
-                output.write(self.2.apply::<S>(x));
+            for x in self.0 {
+                *x = self.1.apply::<S>(*x);
             }
         }
     }
-    let shape = input.layout().shape().clone();
-    let (input, range) = contiguous(input);
-    let input = &input.storage::<f32>()[range];
-    let mut output = Vec::with_capacity(input.len());
-    let spare = &mut output.spare_capacity_mut()[..input.len()];
-    let length = chunk_length(input.len(), 1);
-    let chunks = spare.par_chunks_mut(length).zip(input.par_chunks(length));
-    chunks.for_each(|(output, input)| run(Map(output, input, function)));
-    // SAFETY: each value was written.
-    unsafe { output.set_len(input.len()) };
-    tensor(output, shape)
+    let length = chunk_length(tensor.layout().num_elements(), 1);
+    update(tensor, length, |_, values| run(Map(values, function)))
 }
 
 /// Replaces each value of `y` by a function of those of `x` and `y`, which have one shape.

@@ -125,16 +125,12 @@ impl Packed {
 /// The matrix has this size, and the step is nobody else's; it need not be written before.
 #[target_feature(enable = "avx512f")]
 unsafe fn split(side: Side, matrix: Matrix, [lines, depth]: [usize; 2], step: *mut Step) {
-    // SAFETY: it is within the step.
-    let place = |piece: usize, half: usize, row: usize| unsafe {
-        (&raw mut (*step).0[piece][half][row]).cast::<__m512i>()
-    };
     let is_by_depth = matrix.strides[1] == 1;
     for half in 0..2 {
         let lines = lines.saturating_sub(16 * half).min(16);
         let matrix = matrix.skip(16 * half, 0);
-        for row in 0..16 {
-            // Of a line 32 numbers, or of 16 lines two.
+        // Of a line 32 numbers, or of 16 lines two.
+        let read = |row: usize| {
             let (pair, masks) = if is_by_depth {
                 let present = if row < lines { depth } else { 0 };
                 let masks = [first(present), first(present.saturating_sub(16))];
@@ -149,29 +145,31 @@ unsafe fn split(side: Side, matrix: Matrix, [lines, depth]: [usize; 2], step: *m
                 _mm_prefetch::<_MM_HINT_T1>(numbers.skip(LINES, 0).values.cast());
             }
             // SAFETY: what is read is within the matrix.
-            let numbers = unsafe {
+            unsafe {
                 [
                     _mm512_maskz_loadu_ps(masks[0], pair[0].values),
                     _mm512_maskz_loadu_ps(masks[1], pair[1].values),
                 ]
-            };
-            for (piece, numbers) in pieces(numbers).into_iter().enumerate() {
-                // SAFETY: it is the place of 16 pairs.
-                unsafe { _mm512_storeu_si512(place(piece, half, row), numbers) };
             }
-        }
-        // A tile of the left side has lines as rows, and one of the right side as columns.
-        if (side == Side::Left) != is_by_depth {
-            for piece in 0..3 {
-                // SAFETY: these were written above.
-                let rows = std::array::from_fn(|row| unsafe {
-                    _mm512_loadu_si512(place(piece, half, row))
-                });
-                for (row, pairs) in transpose(rows).into_iter().enumerate() {
-                    // SAFETY: it is the place of 16 pairs.
-                    unsafe { _mm512_storeu_si512(place(piece, half, row), pairs) };
+        };
+        let write = |row: usize, numbers: [__m512; 2]| {
+            for (piece, numbers) in pieces(numbers).into_iter().enumerate() {
+                // SAFETY: it is the place of 16 pairs within the step.
+                unsafe {
+                    _mm512_storeu_si512((&raw mut (*step).0[piece][half][row]).cast(), numbers);
                 }
             }
+        };
+        // A tile of the left side has lines as rows, and one of the right side as columns.
+        if (side == Side::Left) == is_by_depth {
+            (0..16).for_each(|row| write(row, read(row)));
+        } else {
+            let [mut low, mut high] = [[_mm512_setzero_ps(); 16]; 2];
+            for row in 0..16 {
+                [low[row], high[row]] = read(row);
+            }
+            let (low, high) = (transpose(low), transpose(high));
+            (0..16).for_each(|row| write(row, [low[row], high[row]]));
         }
     }
 }
@@ -213,19 +211,19 @@ fn pair([a, b]: [__m512i; 2]) -> __m512i {
 /// Rows of 16 become columns.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn transpose(rows: [__m512i; 16]) -> [__m512i; 16] {
+fn transpose(rows: [__m512; 16]) -> [__m512; 16] {
     let mut pairs = rows;
     for i in 0..8 {
-        pairs[2 * i] = _mm512_unpacklo_epi32(rows[2 * i], rows[2 * i + 1]);
-        pairs[2 * i + 1] = _mm512_unpackhi_epi32(rows[2 * i], rows[2 * i + 1]);
+        pairs[2 * i] = _mm512_unpacklo_ps(rows[2 * i], rows[2 * i + 1]);
+        pairs[2 * i + 1] = _mm512_unpackhi_ps(rows[2 * i], rows[2 * i + 1]);
     }
     // Now each quarter of a vector has columns of four rows.
     let mut quads = pairs;
     for i in 0..4 {
         for high in 0..2 {
-            let (a, b) = (pairs[4 * i + high], pairs[4 * i + 2 + high]);
-            quads[4 * i + 2 * high] = _mm512_unpacklo_epi64(a, b);
-            quads[4 * i + 2 * high + 1] = _mm512_unpackhi_epi64(a, b);
+            let [a, b] = [0, 2].map(|more| _mm512_castps_pd(pairs[4 * i + high + more]));
+            quads[4 * i + 2 * high] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+            quads[4 * i + 2 * high + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
         }
     }
     // quads[4 i + c] has, in quarter q, column 4 q + c of rows 4 i to 4 i + 3.
@@ -233,17 +231,17 @@ fn transpose(rows: [__m512i; 16]) -> [__m512i; 16] {
     for c in 0..4 {
         let [a, b, d, e] = [quads[c], quads[4 + c], quads[8 + c], quads[12 + c]];
         let (low, high) = (
-            _mm512_shuffle_i32x4::<0x44>(a, b),
-            _mm512_shuffle_i32x4::<0x44>(d, e),
+            _mm512_shuffle_f32x4::<0x44>(a, b),
+            _mm512_shuffle_f32x4::<0x44>(d, e),
         );
         let (low_2, high_2) = (
-            _mm512_shuffle_i32x4::<0xee>(a, b),
-            _mm512_shuffle_i32x4::<0xee>(d, e),
+            _mm512_shuffle_f32x4::<0xee>(a, b),
+            _mm512_shuffle_f32x4::<0xee>(d, e),
         );
-        columns[c] = _mm512_shuffle_i32x4::<0x88>(low, high);
-        columns[4 + c] = _mm512_shuffle_i32x4::<0xdd>(low, high);
-        columns[8 + c] = _mm512_shuffle_i32x4::<0x88>(low_2, high_2);
-        columns[12 + c] = _mm512_shuffle_i32x4::<0xdd>(low_2, high_2);
+        columns[c] = _mm512_shuffle_f32x4::<0x88>(low, high);
+        columns[4 + c] = _mm512_shuffle_f32x4::<0xdd>(low, high);
+        columns[8 + c] = _mm512_shuffle_f32x4::<0x88>(low_2, high_2);
+        columns[12 + c] = _mm512_shuffle_f32x4::<0xdd>(low_2, high_2);
     }
     columns
 }
