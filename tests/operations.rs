@@ -435,6 +435,31 @@ fn attention_reads_any_layout() {
     }
 }
 
+/// The gradient of an output that was turned round comes from the end of memory to its begin.
+#[test]
+fn attention_takes_gradients_of_any_layout() {
+    let sizes = Sizes {
+        batch: 1,
+        n_kv_heads: 2,
+        group: 1,
+        seq_q: 70,
+        seq_k: 70,
+        head_dim: 16,
+        mask: AttentionMask::Causal,
+    };
+    for found in devices() {
+        let ours = with_gradients(sizes, &found.device, |q, k, v| {
+            attention(q, k, v, None, sizes.scoring()).flip([3])
+        });
+        let composed = with_gradients(sizes, &found.device, |q, k, v| {
+            composed_attention(sizes, q, k, v, None).flip([3])
+        });
+        for (ours, composed) in ours.iter().zip(&composed) {
+            assert_close(ours, composed, 5e-5, &found.name);
+        }
+    }
+}
+
 /// Keys whose bias is infinite count nothing, also where no other key is in memory near them.
 #[test]
 fn keys_without_any_weight_count_nothing() {

@@ -1,7 +1,7 @@
 //! AdamW in one pass over a parameter, its gradient and its moments.
 //!
-//! Whoever trains holds the parameters until there are new ones, but nobody else the gradients, so new parameters take the
-//! place of their gradients: no memory is copied, and none is taken.
+//! Whoever trains holds the parameters until there are new ones, but seldom the gradients, so new parameters take the place of
+//! their gradients. What somebody else holds is copied.
 
 use burn_flex::FlexTensor;
 use macerator::Simd;

@@ -379,8 +379,7 @@ impl Kernel for Exponentials<'_> {
                     row.iter_mut()
                         .for_each(|score| *score = exp::<S>(*score - shift));
                     let [more] = sum::<1>(row, row, |p, _| [p]);
-                    let is_new = *most == f32::NEG_INFINITY;
-                    let decay = if is_new { 0.0 } else { exp::<S>(*most - max) };
+                    let decay = exp::<S>(*most - shift);
                     (*most, *total) = (max, mul_add::<S>(*total, decay, more));
                     decays[number] = decay;
                 }
@@ -573,6 +572,17 @@ pub(super) fn backward(
     let group = n_heads / n_kv_heads;
     let of_queries = [batch, n_heads, seq_q, width];
     let of_keys = [batch, n_kv_heads, seq_k, width];
+    if batch * n_heads * seq_q * width == 0 {
+        return [of_queries, of_keys, of_keys].map(|sizes| {
+            let zeros = vec![0.0; sizes.iter().product()];
+            tensor(zeros, Shape::new(sizes))
+        });
+    }
+    // Rows of it are read as they are; outputs are made with their channels side by side.
+    let grad = match grad.layout().strides()[3] {
+        1 => grad,
+        _ => grad.to_contiguous(),
+    };
     let [mut of_query, mut of_key, mut of_value] = [const { Vec::new() }; 3];
     let grad_query = Heads::new(&mut of_query, of_queries);
     let [grad_key, grad_value] =
@@ -597,10 +607,12 @@ pub(super) fn backward(
                 [&key, &value, &grad_key, &grad_value].map(|heads| heads.matrix(batch, kv_head));
             let heads = kv_head * group..(kv_head + 1) * group;
             for (head, means) in heads.clone().zip(means.chunks_exact_mut(seq_q)) {
-                // SAFETY: these are written, and are only read.
-                let [output, grad] = [&output, &grad]
-                    .map(|heads| unsafe { rows(heads.matrix(batch, head), 0..seq_q, width) });
-                for (mean, (output, grad)) in means.iter_mut().zip(output.zip(grad)) {
+                let of_head = [&output, &grad].map(|heads| heads.matrix(batch, head));
+                for (query, mean) in means.iter_mut().enumerate() {
+                    // SAFETY: these are rows of tensors that are only read.
+                    let [output, grad] = of_head.map(|matrix| unsafe {
+                        std::slice::from_raw_parts(matrix.skip(query, 0).values, width)
+                    });
                     *mean = run(Dot(output, grad));
                 }
                 for query in job.blind() {
