@@ -15,7 +15,7 @@ use rayon::prelude::*;
 
 use super::dropout::{Draws, draw_seed};
 use super::product::{Matrix, Right, Start, UNIT, product};
-use super::simd::{Kernel, contiguous, exp, largest, mul_add, run, sum, tensor};
+use super::simd::{Dot, Kernel, contiguous, exp, largest, mul_add, run, sum, tensor};
 use crate::attention::composed_forward;
 use crate::{ScoreBias, Scoring};
 
@@ -418,19 +418,6 @@ impl Kernel for ScoreGradients<'_> {
     }
 }
 
-/// The product of a row and another.
-struct Dot<'a>(&'a [f32], &'a [f32]);
-
-impl Kernel for Dot<'_> {
-    type Output = f32;
-
-    #[inline(always)]
-    fn run<S: Simd>(self) -> f32 {
-        let [total] = sum::<1>(self.0, self.1, |x, y| [x * y]);
-        total
-    }
-}
-
 /// Returns the output `[batch, n_heads, seq_q, head_dim]`, and for its gradient the [`Statistics`] of each query, behind
 /// them the seed of what is dropped, if anything is: `[2 · batch · n_heads · seq_q (+ 2)]`.
 pub(super) fn forward(
@@ -555,7 +542,7 @@ pub(super) fn backward(
     [query, key, value]: [FlexTensor; 3],
     bias: ScoreBias<Flex>,
     output: FlexTensor,
-    saved: FlexTensor,
+    saved: &FlexTensor,
     grad: FlexTensor,
     scoring: Scoring,
 ) -> [FloatTensor<Flex>; 3] {

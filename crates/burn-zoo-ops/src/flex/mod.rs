@@ -78,10 +78,9 @@ impl TransformerOps for Flex {
             let whole = attention::whole(q, k, v, bias.clone(), &saved, scoring);
             return composed_backward::<Self>(query, key, value, bias, whole, grad, scoring);
         }
-        let of_bias = saved.clone(); // Nobody reads it.
         let [query, key, value] =
-            attention::backward([query, key, value], bias, output, saved, grad, scoring);
-        (query, key, value, of_bias)
+            attention::backward([query, key, value], bias, output, &saved, grad, scoring);
+        (query, key, value, saved) // Nobody reads the last.
     }
 
     fn affine_map(input: FloatTensor<Self>, affine: Affine<Self>) -> FloatTensor<Self> {

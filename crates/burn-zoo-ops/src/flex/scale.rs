@@ -3,10 +3,9 @@
 
 use burn::tensor::Shape;
 use burn_flex::FlexTensor;
-use macerator::Simd;
 use rayon::prelude::*;
 
-use super::simd::{Kernel, chunk_length, contiguous, run, sum, tensor, update};
+use super::simd::{Dot, chunk_length, contiguous, run, tensor, update};
 
 /// A matrix whose columns lie side by side, as the gradient of a transposed weight does, by its columns.
 fn is_across(tensor: &FlexTensor) -> bool {
@@ -33,18 +32,6 @@ pub(super) fn scale(input: FlexTensor, factor: FlexTensor) -> FlexTensor {
     }))
 }
 
-struct SquareSum<'a>(&'a [f32]);
-
-impl Kernel for SquareSum<'_> {
-    type Output = f32;
-
-    #[inline(always)]
-    fn run<S: Simd>(self) -> f32 {
-        let [total] = sum::<1>(self.0, self.0, |x, _| [x * x]);
-        total
-    }
-}
-
 /// The sum of all squares, `[1]`.
 pub(super) fn square_sum(input: FlexTensor) -> FlexTensor {
     let input = match is_across(&input) {
@@ -54,7 +41,7 @@ pub(super) fn square_sum(input: FlexTensor) -> FlexTensor {
     let (input, range) = contiguous(input);
     let values = &input.storage::<f32>()[range];
     let pieces = values.par_chunks(chunk_length(values.len(), 1).max(1));
-    let parts: Vec<f32> = pieces.map(|values| run(SquareSum(values))).collect();
+    let parts: Vec<f32> = pieces.map(|values| run(Dot(values, values))).collect();
     // Of a large model there are many, and each is small beside their sum.
     let total: f64 = parts.into_iter().map(f64::from).sum();
     tensor(vec![total as f32], Shape::new([1]))

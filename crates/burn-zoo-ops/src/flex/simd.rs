@@ -236,6 +236,19 @@ pub(super) fn sum<const N: usize>(
     totals
 }
 
+/// The sum of the products of two slices' numbers.
+pub(super) struct Dot<'a>(pub(super) &'a [f32], pub(super) &'a [f32]);
+
+impl Kernel for Dot<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self) -> f32 {
+        let [total] = sum::<1>(self.0, self.1, |x, y| [x * y]);
+        total
+    }
+}
+
 /// The largest number.
 #[inline(always)]
 pub(super) fn largest(values: &[f32]) -> f32 {
