@@ -352,6 +352,60 @@ fn attention_in_tiles_is_right_on_every_backend() {
     }
 }
 
+/// A bias that learns gets the sum of the gradients of all scores that it was added to, and the rest gets what it would
+/// without. Against the same composed on the processor.
+#[test]
+fn a_bias_learns_wherever_it_is_broadcast_on_every_backend() {
+    let banded = |window| AttentionMask::Banded { window };
+    let cases = [
+        (2, 2, 2, [7, 9], AttentionMask::Full, [1, 4, 7, 9]),
+        (3, 2, 1, [70, 70], AttentionMask::Causal, [3, 1, 70, 70]),
+        (2, 1, 3, [66, 70], banded(40), [2, 3, 1, 70]),
+        (3, 2, 2, [5, 6], AttentionMask::Causal, [1, 1, 1, 6]),
+        (2, 2, 1, [20, 600], AttentionMask::Full, [1, 2, 20, 600]),
+    ];
+    for (batch, n_kv_heads, group, [seq_q, seq_k], mask, shape) in cases {
+        let sizes = Sizes {
+            batch,
+            n_kv_heads,
+            group,
+            seq_q,
+            seq_k,
+            head_dim: 8,
+            mask,
+        };
+        let added = data(&normal(9, shape.iter().product()), shape);
+        let learn = |device: &Device, attend: &dyn Fn([Tensor<4>; 3], Tensor<4>) -> Tensor<4>| {
+            let device = device.clone().autodiff();
+            let bias = Tensor::<4>::from_data(added.clone(), &device).require_grad();
+            let [query, key, value, weights] = sizes.inputs();
+            let tensor = |values, shape| Tensor::<4>::from_data(data(values, shape), &device);
+            let inputs = [
+                tensor(&query, sizes.query()),
+                tensor(&key, sizes.key()),
+                tensor(&value, sizes.key()),
+            ];
+            let inputs = inputs.map(Tensor::require_grad);
+            let output = attend(inputs.clone(), bias.clone());
+            let grads = (output * tensor(&weights, sizes.query())).sum().backward();
+            let [q, k, v] = inputs;
+            [q, k, v, bias].map(|input| values(input.grad(&grads).unwrap()))
+        };
+        let expected = learn(&processor(), &|[q, k, v], bias| {
+            composed_attention(sizes, q, k, v, Some(bias))
+        });
+        for found in devices() {
+            let ours = learn(&found.device, &|[q, k, v], bias| {
+                attention(q, k, v, Some(bias), sizes.scoring())
+            });
+            for (number, (ours, expected)) in ours.iter().zip(&expected).enumerate() {
+                let what = format!("{}, {sizes:?}, {shape:?}, {number}", found.name);
+                assert_close(ours, expected, 5e-5, &what);
+            }
+        }
+    }
+}
+
 /// The sizes of one normalisation.
 #[derive(Clone, Copy, Debug)]
 struct Rows {
@@ -1224,23 +1278,24 @@ fn attention_drops_probabilities_and_its_gradients_the_same() {
     const SHARE: f64 = 0.3;
     for found in devices() {
         let band = AttentionMask::Banded { window: 10 };
-        for (group, mask, is_learned) in [
-            (1, AttentionMask::Causal, false),
-            (2, band, false),
-            (2, band, true),
-            (2, AttentionMask::Full, true),
+        for (group, mask, is_learned, [seq_q, seq_k]) in [
+            (1, AttentionMask::Causal, false, [70, 75]),
+            (2, band, false, [70, 75]),
+            (2, band, true, [70, 75]),
+            (2, AttentionMask::Full, true, [70, 75]),
+            (1, AttentionMask::Full, false, [5, 530]),
         ] {
             let sizes = Sizes {
                 batch: 2,
                 n_kv_heads: 2,
                 group,
-                seq_q: 70,
-                seq_k: 75,
-                head_dim: 75,
+                seq_q,
+                seq_k,
+                head_dim: seq_k,
                 mask,
             };
             let what = format!(
-                "{}, groups of {group}, {mask:?}, learned {is_learned}",
+                "{}, groups of {group}, {mask:?}, learned {is_learned}, {seq_k} keys",
                 found.name
             );
             let device = found.device.clone().autodiff();
@@ -1249,7 +1304,7 @@ fn attention_drops_probabilities_and_its_gradients_the_same() {
                 ..sizes.scoring()
             };
             let n_heads = sizes.n_kv_heads * group;
-            let (n_scores, shape) = (n_heads * 70 * 75, [1, n_heads, 70, 75]);
+            let (n_scores, shape) = (n_heads * seq_q * seq_k, [1, n_heads, seq_q, seq_k]);
             let [query, key, value, upstream] = sizes.inputs();
             let added = normal(5, n_scores);
             let tensor =
@@ -1266,7 +1321,7 @@ fn attention_drops_probabilities_and_its_gradients_the_same() {
                 (inputs, bias.clone(), attention(q, k, v, bias, scoring))
             };
             // Of an identity, attention gives its probabilities.
-            let identity = Tensor::<2>::eye(75, &device)
+            let identity = Tensor::<2>::eye(seq_k, &device)
                 .unsqueeze::<4>()
                 .expand(sizes.key());
             let whole = values(attend(identity.clone(), sizes.scoring()).2);
@@ -1284,7 +1339,7 @@ fn attention_drops_probabilities_and_its_gradients_the_same() {
             let expected: Vec<f64> = whole.iter().zip(&factors).map(|(p, f)| p * f).collect();
             assert_close(&left, &expected, 1e-5, &what);
             // Heads and texts differ.
-            let heads: Vec<&[f64]> = factors.chunks(70 * 75).collect();
+            let heads: Vec<&[f64]> = factors.chunks(seq_q * seq_k).collect();
             assert!(
                 (1..heads.len()).all(|head| heads[head] != heads[head - 1]),
                 "{what}"
@@ -1312,7 +1367,7 @@ fn attention_drops_probabilities_and_its_gradients_the_same() {
             );
             let added = is_learned.then(|| tensor(&added, shape).require_grad());
             let weights = composed_probabilities(sizes, q.clone(), k.clone(), added.clone());
-            let weights = weights * tensor(&factors, [2, n_heads, 70, 75]);
+            let weights = weights * tensor(&factors, [2, n_heads, seq_q, seq_k]);
             let composed = weights.matmul(repeat_heads(sizes, v.clone()));
             assert_close(&values(output), &values(composed.clone()), 1e-5, &what);
             let expected = (composed * tensor(&upstream, sizes.query()))

@@ -72,15 +72,10 @@ impl TransformerOps for Flex {
         if !are_f32([&query, &key, &value]) {
             return composed_backward::<Self>(query, key, value, bias, saved, grad, scoring);
         }
-        if let ScoreBias::Learned(_) = bias {
-            // What adds to its gradient are the scores of all queries, so they are made whole.
-            let (q, k, v) = (query.clone(), key.clone(), value.clone());
-            let whole = attention::whole(q, k, v, bias.clone(), &saved, scoring);
-            return composed_backward::<Self>(query, key, value, bias, whole, grad, scoring);
-        }
-        let [query, key, value] =
+        let ([query, key, value], of_bias) =
             attention::backward([query, key, value], bias, output, &saved, grad, scoring);
-        (query, key, value, saved) // Nobody reads the last.
+        // Nobody reads the gradient of what does not learn.
+        (query, key, value, of_bias.unwrap_or(saved))
     }
 
     fn affine_map(input: FloatTensor<Self>, affine: Affine<Self>) -> FloatTensor<Self> {

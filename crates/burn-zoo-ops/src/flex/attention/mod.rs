@@ -5,18 +5,21 @@
 //! block are left out, so that a causal mask halves the work. The gradient computes the scores again (Dao et al. 2022,
 //! arXiv:2205.14135).
 
+mod backward;
+mod forward;
+
 use std::ops::Range;
 
-use burn::backend::{ops::FloatTensorOps, tensor::FloatTensor};
 use burn::tensor::Shape;
 use burn_flex::{Flex, FlexTensor};
 use macerator::Simd;
-use rayon::prelude::*;
 
-use super::dropout::{Draws, draw_seed};
+pub(super) use backward::backward;
+pub(super) use forward::forward;
+
+use super::dropout::Draws;
 use super::product::{Matrix, Right, Start, UNIT, product};
-use super::simd::{Dot, Kernel, contiguous, exp, largest, mul_add, run, sum, tensor};
-use crate::attention::composed_forward;
+use super::simd::{Kernel, contiguous, exp, largest, mul_add, sum, tensor};
 use crate::{ScoreBias, Scoring};
 
 /// How many queries are worked on at once.
@@ -79,26 +82,6 @@ unsafe fn by_position(mut values: Vec<f32>, [batch, heads, seq, width]: [usize; 
     tensor(values, Shape::new([batch, seq, heads, width])).transpose(1, 2)
 }
 
-fn scale(row: &mut [f32], factor: f32) {
-    row.iter_mut().for_each(|value| *value *= factor);
-}
-
-/// Rows of a head.
-///
-/// # Safety
-///
-/// The matrix has these rows of `width`, written before, and nobody else uses them meanwhile.
-unsafe fn rows<'a>(
-    matrix: Matrix,
-    range: Range<usize>,
-    width: usize,
-) -> impl Iterator<Item = &'a mut [f32]> {
-    range.map(move |row| {
-        // SAFETY: as promised.
-        unsafe { std::slice::from_raw_parts_mut(matrix.skip(row, 0).values, width) }
-    })
-}
-
 /// What is added to scores, one row of which serves several queries where it is broadcast.
 struct Bias {
     tensor: FlexTensor,
@@ -123,10 +106,14 @@ impl Bias {
         })
     }
 
+    fn sizes(&self) -> [usize; 4] {
+        self.tensor.layout().shape().dims()
+    }
+
     fn row(&self, [batch, head]: [usize; 2], query: usize) -> &[f32] {
         let [of_batch, of_head, of_query] = self.strides;
         let start = self.start + batch * of_batch + head * of_head + query * of_query;
-        let [_, _, _, keys] = self.tensor.layout().shape().dims();
+        let [_, _, _, keys] = self.sizes();
         &self.tensor.storage::<f32>()[start..start + keys]
     }
 }
@@ -169,6 +156,11 @@ impl Job {
             scoring,
             bias: Bias::new(bias),
         }
+    }
+
+    /// How many heads of queries share one of keys.
+    fn group(&self) -> usize {
+        self.n_heads / self.n_kv_heads
     }
 
     fn visible(&self, query: usize) -> Range<usize> {
@@ -390,288 +382,5 @@ impl Kernel for Exponentials<'_> {
                 }
             }
         }
-    }
-}
-
-/// Rows of a block's probabilities and of their gradients, which become those of the scaled products.
-struct ScoreGradients<'a> {
-    probabilities: &'a [f32],
-    grad: &'a mut [f32],
-    width: usize,
-    /// For each row the mean of the gradients by the probabilities of all keys.
-    means: &'a [f32],
-    scale: f32,
-}
-
-impl Kernel for ScoreGradients<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self) {
-        let rows = self.probabilities.chunks_exact(self.width);
-        let rows = rows.zip(self.grad.chunks_exact_mut(self.width));
-        for ((row, grad), mean) in rows.zip(self.means) {
-            for (&p, grad) in row.iter().zip(grad) {
-                *grad = p * (*grad - mean) * self.scale;
-            }
-        }
-    }
-}
-
-/// Returns the output `[batch, n_heads, seq_q, head_dim]`, and for its gradient the [`Statistics`] of each query, behind
-/// them the seed of what is dropped, if anything is: `[2 · batch · n_heads · seq_q (+ 2)]`.
-pub(super) fn forward(
-    query: FlexTensor,
-    key: FlexTensor,
-    value: FlexTensor,
-    bias: ScoreBias<Flex>,
-    scoring: Scoring,
-) -> (FlexTensor, FlexTensor) {
-    let job = Job::new(&query, &key, bias, scoring);
-    let Job {
-        batch,
-        n_heads,
-        seq_q,
-        width,
-        ..
-    } = job;
-    let group = n_heads / job.n_kv_heads;
-    let sizes = [batch, n_heads, seq_q, width];
-    let mut values = Vec::new();
-    let mut statistics = vec![0.0; job.n_statistics()];
-    let seed = (scoring.dropout > 0.0).then(draw_seed);
-    let draws = seed
-        .as_ref()
-        .map(|seed| Draws::new(seed.storage(), scoring.dropout));
-    let output = Heads::new(&mut values, sizes);
-    let [query, key, value] = [&query, &key, &value].map(Heads::of);
-    let heads = statistics.par_chunks_mut((2 * seq_q).max(1)).enumerate();
-    heads.for_each_init(
-        || vec![0.0; job.block_size()],
-        |scores, (number, statistics)| {
-            let place @ [batch, head] = [number / n_heads, number % n_heads];
-            let [query, output] = [&query, &output].map(|heads| heads.matrix(batch, head));
-            let [key, value] = [&key, &value].map(|heads| heads.matrix(batch, head / group));
-            for query in job.blind() {
-                // SAFETY: no other thread has this head.
-                unsafe { output.skip(query, 0).values.write_bytes(0, width) };
-            }
-            for segment in job.segments() {
-                // SAFETY: these are matrices of one head.
-                let (key, value) =
-                    unsafe { (job.by_channel(key, &segment), job.by_key(value, &segment)) };
-                for block in job.blocks(&segment) {
-                    let scores = &mut scores[..block.queries.len() * block.keys.len()];
-                    let statistics =
-                        &mut statistics[2 * block.queries.start..2 * block.queries.end];
-                    let mut decays = [0.0; BLOCK];
-                    // SAFETY: these are matrices of one head.
-                    unsafe { job.multiply(&block, query, &key, scores) };
-                    run(Exponentials {
-                        job: &job,
-                        block: &block,
-                        place,
-                        scores,
-                        statistics: Statistics::Running {
-                            statistics,
-                            decays: &mut decays,
-                        },
-                    });
-                    job.drop_out(draws, &block, place, scores);
-                    // SAFETY: no other thread has this head.
-                    let rows = || unsafe { rows(output, block.queries.clone(), width) };
-                    if !block.is_first {
-                        rows()
-                            .zip(&decays)
-                            .for_each(|(row, &decay)| scale(row, decay));
-                    }
-                    // SAFETY: these are matrices of one head, which no other thread has.
-                    unsafe { job.sum_up(&block, scores, &value, output) };
-                    if block.is_last {
-                        for (row, statistics) in rows().zip(statistics.chunks_exact_mut(2)) {
-                            statistics[1] = 1.0 / statistics[1];
-                            scale(row, statistics[1]);
-                        }
-                    }
-                }
-            }
-        },
-    );
-    if let Some(seed) = seed {
-        statistics.extend_from_slice(seed.storage());
-    }
-    let n_saved = statistics.len();
-    let saved = tensor(statistics, Shape::new([n_saved]));
-    // SAFETY: each query sees keys, and has been written with the last of them, or is blind.
-    (unsafe { by_position(values, sizes) }, saved)
-}
-
-/// What the composed form saves, by the seed that this one saved.
-pub(super) fn whole(
-    query: FlexTensor,
-    key: FlexTensor,
-    value: FlexTensor,
-    bias: ScoreBias<Flex>,
-    saved: &FlexTensor,
-    scoring: Scoring,
-) -> FlexTensor {
-    let undropped = Scoring {
-        dropout: 0.0,
-        ..scoring
-    };
-    let (_, probabilities) = composed_forward::<Flex>(query, key, value, bias, undropped);
-    let share = scoring.dropout;
-    if share == 0.0 {
-        return probabilities;
-    }
-    let seed = saved.storage();
-    let draws = Draws::new(&seed[seed.len() - 2..], share);
-    let twice = draws.apply_all(Flex::float_mul_scalar(
-        probabilities.clone(),
-        (2.0 * (1.0 - share)).into(),
-    ));
-    Flex::float_sub(twice, probabilities)
-}
-
-/// The gradients of query, key and value.
-///
-/// With `P` the probabilities, `D` what they are multiplied by where some are dropped and `dO` the gradient of the output `O`:
-/// `dV = (P ∘ D)ᵀ dO`, `dP = dO Vᵀ ∘ D`, `dS = P ∘ (dP − rowsum(dO ∘ O))`, `dQ = scale · dS K`, `dK = scale · dSᵀ Q`. The sum
-/// of a row is that of `dP ∘ P` (Dao 2023, arXiv:2307.08691), and needs no keys.
-pub(super) fn backward(
-    [query, key, value]: [FlexTensor; 3],
-    bias: ScoreBias<Flex>,
-    output: FlexTensor,
-    saved: &FlexTensor,
-    grad: FlexTensor,
-    scoring: Scoring,
-) -> [FloatTensor<Flex>; 3] {
-    let job = Job::new(&query, &key, bias, scoring);
-    let Job {
-        batch,
-        n_heads,
-        n_kv_heads,
-        seq_q,
-        seq_k,
-        width,
-        ..
-    } = job;
-    let group = n_heads / n_kv_heads;
-    let of_queries = [batch, n_heads, seq_q, width];
-    let of_keys = [batch, n_kv_heads, seq_k, width];
-    if batch * n_heads * seq_q * width == 0 {
-        return [of_queries, of_keys, of_keys].map(|sizes| {
-            let zeros = vec![0.0; sizes.iter().product()];
-            tensor(zeros, Shape::new(sizes))
-        });
-    }
-    // Rows of it are read as they are; outputs are made with their channels side by side.
-    let grad = match grad.layout().strides()[3] {
-        1 => grad,
-        _ => grad.to_contiguous(),
-    };
-    let [mut of_query, mut of_key, mut of_value] = [const { Vec::new() }; 3];
-    let grad_query = Heads::new(&mut of_query, of_queries);
-    let [grad_key, grad_value] =
-        [&mut of_key, &mut of_value].map(|values| Heads::new(values, of_keys));
-    let [query, key, value, output, grad] = [&query, &key, &value, &output, &grad].map(Heads::of);
-    let (statistics, seed) = saved.storage::<f32>().split_at(job.n_statistics());
-    let draws = (scoring.dropout > 0.0).then(|| Draws::new(seed, scoring.dropout));
-    // Query heads that share a key are one piece, because they add to its gradient.
-    let pieces = statistics
-        .par_chunks((2 * seq_q * group).max(1))
-        .enumerate();
-    let room = || {
-        let sums = SEGMENT.min(seq_k) * width;
-        let [scores, sums] = [job.block_size(), sums].map(|size| [0, 1].map(|_| vec![0.0; size]));
-        (scores, sums, vec![0.0; group * seq_q])
-    };
-    pieces.for_each_init(
-        room,
-        |([probabilities, scores], sums, means), (number, statistics)| {
-            let (batch, kv_head) = (number / n_kv_heads, number % n_kv_heads);
-            let [key, value, grad_key, grad_value] =
-                [&key, &value, &grad_key, &grad_value].map(|heads| heads.matrix(batch, kv_head));
-            let heads = kv_head * group..(kv_head + 1) * group;
-            for (head, means) in heads.clone().zip(means.chunks_exact_mut(seq_q)) {
-                let of_head = [&output, &grad].map(|heads| heads.matrix(batch, head));
-                for (query, mean) in means.iter_mut().enumerate() {
-                    // SAFETY: these are rows of tensors that are only read.
-                    let [output, grad] = of_head.map(|matrix| unsafe {
-                        std::slice::from_raw_parts(matrix.skip(query, 0).values, width)
-                    });
-                    *mean = run(Dot(output, grad));
-                }
-                for query in job.blind() {
-                    let row = grad_query.matrix(batch, head).skip(query, 0);
-                    // SAFETY: no other thread has heads of this piece.
-                    unsafe { row.values.write_bytes(0, width) };
-                }
-            }
-            for segment in job.segments() {
-                // SAFETY: these are matrices of one head.
-                let (keys_by_channel, values_by_channel, keys_by_key) = unsafe {
-                    (
-                        job.by_channel(key, &segment),
-                        job.by_channel(value, &segment),
-                        job.by_key(key, &segment),
-                    )
-                };
-                sums.iter_mut().for_each(|sums| sums.fill(0.0));
-                let [of_key, of_value] = sums.each_mut().map(|sums| Matrix::dense(sums, width));
-                let each = heads.clone().zip(statistics.chunks_exact(2 * seq_q));
-                for ((head, statistics), means) in each.zip(means.chunks_exact(seq_q)) {
-                    let place = [batch, head];
-                    let [query, grad, grad_query] =
-                        [&query, &grad, &grad_query].map(|heads| heads.matrix(batch, head));
-                    for block in job.blocks(&segment) {
-                        let (rows, keys) = (block.queries.len(), block.keys.len());
-                        let [probabilities, scores] =
-                            [&mut *probabilities, &mut *scores].map(|all| &mut all[..rows * keys]);
-                        // SAFETY: these are matrices of one head.
-                        unsafe { job.multiply(&block, query, &keys_by_channel, probabilities) };
-                        run(Exponentials {
-                            job: &job,
-                            block: &block,
-                            place,
-                            scores: probabilities,
-                            statistics: Statistics::Known(&statistics[2 * block.queries.start..]),
-                        });
-                        // SAFETY: as above.
-                        unsafe { job.multiply(&block, grad, &values_by_channel, scores) };
-                        job.drop_out(draws, &block, place, scores);
-                        run(ScoreGradients {
-                            probabilities,
-                            grad: scores,
-                            width: keys,
-                            means: &means[block.queries.clone()],
-                            scale: scoring.scale as f32,
-                        });
-                        job.drop_out(draws, &block, place, probabilities);
-                        // SAFETY: as above, and no other thread has heads of this piece.
-                        unsafe {
-                            job.add_by_key(&block, probabilities, grad, of_value);
-                            job.add_by_key(&block, scores, query, of_key);
-                            job.sum_up(&block, scores, &keys_by_key, grad_query);
-                        }
-                    }
-                }
-                for (target, sums) in [(grad_key, &*sums[0]), (grad_value, &*sums[1])] {
-                    for (key, sums) in segment.clone().zip(sums.chunks_exact(width)) {
-                        let row = target.skip(key, 0).values;
-                        // SAFETY: no other thread has this head.
-                        unsafe { row.copy_from_nonoverlapping(sums.as_ptr(), width) };
-                    }
-                }
-            }
-        },
-    );
-    // SAFETY: each query sees keys or is blind, and each key is one of a segment.
-    unsafe {
-        [
-            by_position(of_query, of_queries),
-            by_position(of_key, of_keys),
-            by_position(of_value, of_keys),
-        ]
     }
 }
