@@ -14,6 +14,7 @@ use burn_zoo::{
         attention::{AttentionBias, AttentionConfig, AttentionPattern, AttentionScale},
         bias::{RelativeBiasConfig, RelativeDirection},
         block::{BlockConfig, NormPlacement},
+        cache::LayerCache,
         embedding::PositionConfig,
         feed_forward::{Activation, FeedForwardConfig},
         head::{HeadOutput, LanguageHeadConfig, Projection, SequenceState, TransformConfig},
@@ -351,7 +352,7 @@ fn check_cache(config: &TransformerConfig, ids: &[u8], pieces: &[usize], device:
     // The first piece is the prefix.
     let prefix = pieces[0].min(ids.len());
     let whole = logits(&model, inputs(config, ids, prefix, device));
-    let mut cache = model.new_cache(1);
+    let mut cache = model.new_cache();
     cache.memory = model.encode(&tokens(&ENCODED, device).into());
     let mut start = 0;
     for &piece in pieces {
@@ -399,6 +400,29 @@ fn gradients(model: &Transformer, grads: GradientsParams) -> Vec<f64> {
 proptest! {
     // The same cases each time: what fails once fails again.
     #![proptest_config(ProptestConfig { rng_seed: RngSeed::Fixed(1), ..ProptestConfig::with_cases(300) })]
+
+    /// Whatever comes in what pieces, and however often the buffers grow, also in a copy that goes on otherwise.
+    #[test]
+    fn a_cache_holds_what_was_appended(pieces in prop::collection::vec(1usize..400, 1..6), spare in 0usize..300) {
+        let device = processor();
+        let total: usize = pieces.iter().sum();
+        let all = Tensor::<1, Int>::arange(0..2 * 3 * total as i64, &device).float();
+        // Of those of a position the heads lie side by side, as a projection leaves them.
+        let all = all.reshape([1, total, 2, 3]).swap_dims(1, 2);
+        let mut cache = LayerCache::new(total + spare);
+        let mut end = 0;
+        for piece in pieces {
+            let new = all.clone().narrow(2, end, piece);
+            let other = new.clone().zeros_like();
+            cache.clone().append(other.clone(), other);
+            let (keys, found) = cache.append(new.clone().neg(), new);
+            end += piece;
+            prop_assert_eq!(cache.len(), end);
+            let expected = all.clone().narrow(2, 0, end);
+            prop_assert!(values(found) == values(expected.clone()));
+            prop_assert!(values(keys) == values(expected.neg()));
+        }
+    }
 
     #[test]
     fn forward_and_backward_run_and_parameters_are_counted(config in any_model(), ids in ids(1..=CONTEXT)) {

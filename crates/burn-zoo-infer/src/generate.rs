@@ -90,7 +90,7 @@ impl<'a> Generator<'a> {
         }
         Ok(Self {
             model,
-            cache: model.new_cache(1),
+            cache: model.new_cache(),
             sampler,
             tokens: prompt.to_vec(),
             pending: prompt.len(),

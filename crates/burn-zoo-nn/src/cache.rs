@@ -1,6 +1,6 @@
 //! Keys and values of the positions already seen, so that a new token costs one position.
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 
 use crate::pass::Memory;
 
@@ -40,8 +40,8 @@ impl KvCache {
 /// Keys and values of one attention layer, in buffers that grow up to the capacity.
 #[derive(Clone, Debug)]
 pub struct LayerCache {
-    /// Keys and values, `[batch, n_kv_heads, allocated, head_dim]`. Taken out while they are written,
-    /// so that the write happens in place.
+    /// Keys and values, `[batch, n_kv_heads, allocated, head_dim]`, once there are any. Taken out while
+    /// they are written, so that the write happens in place.
     buffers: Option<[Tensor<4>; 2]>,
     /// Keys and values of the memory, `[batch, n_kv_heads, seq, head_dim]`.
     memory: Option<(Tensor<4>, Tensor<4>)>,
@@ -50,18 +50,15 @@ pub struct LayerCache {
 }
 
 impl LayerCache {
-    /// Positions that a new cache has room for before it grows.
+    /// Positions that the first buffers have room for, where so many fit.
     const FIRST: usize = 256;
 
-    /// An empty cache of shape `[batch, n_kv_heads, capacity, head_dim]`, of which it takes the memory
-    /// as it fills.
-    pub fn new(shape: [usize; 4], device: &Device) -> Self {
-        let [batch, n_kv_heads, capacity, head_dim] = shape;
-        let first = [batch, n_kv_heads, capacity.min(Self::FIRST), head_dim];
+    /// An empty cache for `capacity` positions, of which it takes the memory as it fills.
+    pub fn new(capacity: usize) -> Self {
         Self {
-            buffers: Some([Tensor::zeros(first, device), Tensor::zeros(first, device)]),
+            buffers: None,
             memory: None,
-            capacity: shape[2],
+            capacity,
             length: 0,
         }
     }
@@ -81,15 +78,17 @@ impl LayerCache {
         self.capacity
     }
 
-    /// A buffer with room for `end` positions: twice the old one, so that growing costs little.
-    fn grown(&self, buffer: Tensor<4>, end: usize) -> Tensor<4> {
-        let [batch, n_kv_heads, allocated, head_dim] = buffer.dims();
-        if end <= allocated {
-            return buffer;
-        }
-        let more = end.max(2 * allocated).min(self.capacity) - allocated;
-        let room = Tensor::zeros([batch, n_kv_heads, more, head_dim], &buffer.device());
-        Tensor::cat(vec![buffer, room], 2)
+    /// A buffer of what is stored, of what is new, and of room for more: twice the old one, so that growing costs little.
+    fn grown(&self, buffer: Option<Tensor<4>>, new: Tensor<4>) -> Tensor<4> {
+        let [batch, n_kv_heads, seq, head_dim] = new.dims();
+        let allocated = buffer.as_ref().map_or(0, |buffer| buffer.dims()[2]);
+        let end = self.length + seq;
+        let size = end.max(2 * allocated).max(Self::FIRST).min(self.capacity);
+        let room = [batch, n_kv_heads, size - end, head_dim];
+        let room = (end < size).then(|| Tensor::zeros(room, (&new.device(), new.dtype())));
+        let stored = buffer.filter(|_| self.length > 0);
+        let stored = stored.map(|buffer| buffer.narrow(2, 0, self.length));
+        Tensor::cat(stored.into_iter().chain([new]).chain(room).collect(), 2)
     }
 
     /// Keys and values of the memory, projected when they are first asked for.
@@ -114,11 +113,17 @@ impl LayerCache {
             "cache: {end} positions do not fit into {}",
             self.capacity
         );
-        let buffers = self.buffers.take().expect("the buffers are put back below");
-        let [keys, values] = buffers.map(|buffer| self.grown(buffer, end));
-        let target = [0..batch, 0..n_kv_heads, start..end, 0..head_dim];
-        let keys = keys.slice_assign(target.clone(), key);
-        let values = values.slice_assign(target, value);
+        let [keys, values] = match self.buffers.take() {
+            Some([keys, values]) if end <= keys.dims()[2] => {
+                let target = [0..batch, 0..n_kv_heads, start..end, 0..head_dim];
+                [
+                    keys.slice_assign(target.clone(), key),
+                    values.slice_assign(target, value),
+                ]
+            }
+            Some([keys, values]) => [self.grown(Some(keys), key), self.grown(Some(values), value)],
+            None => [self.grown(None, key), self.grown(None, value)],
+        };
         self.length = end;
 
         let stored = [0..batch, 0..n_kv_heads, 0..end, 0..head_dim];

@@ -138,11 +138,6 @@ impl StackConfig {
                 .final_norm
                 .as_ref()
                 .map(|norm| norm.init(d_model, device)),
-            cache_shapes: self
-                .blocks
-                .iter()
-                .map(|block| [block.attention.n_kv_heads, block.attention.head_dim])
-                .collect(),
         }
     }
 }
@@ -156,9 +151,6 @@ pub struct Stack {
     pub blocks: Vec<Block>,
     /// The norm after the last block.
     pub final_norm: Option<Norm>,
-    /// Key/value heads and their width, for each layer.
-    #[module(skip)]
-    cache_shapes: Vec<[usize; 2]>,
 }
 
 impl Stack {
@@ -170,13 +162,11 @@ impl Stack {
             .collect()
     }
 
-    /// An empty cache for `batch` sequences of up to `capacity` positions.
-    pub fn new_cache(&self, batch: usize, capacity: usize, device: &Device) -> KvCache {
-        let layer = |&[n_kv_heads, head_dim]: &[usize; 2]| {
-            LayerCache::new([batch, n_kv_heads, capacity, head_dim], device)
-        };
+    /// An empty cache for sequences of up to `capacity` positions.
+    pub fn new_cache(&self, capacity: usize) -> KvCache {
+        let layer = |_| LayerCache::new(capacity);
         KvCache {
-            layers: self.cache_shapes.iter().map(layer).collect(),
+            layers: self.blocks.iter().map(layer).collect(),
             memory: None,
         }
     }

@@ -381,10 +381,9 @@ impl Transformer {
         self.is_decoder
     }
 
-    /// An empty cache for `batch` sequences of up to the context length.
-    pub fn new_cache(&self, batch: usize) -> KvCache {
-        let device = self.embedding.token.device();
-        self.stack.new_cache(batch, self.context_length, &device)
+    /// An empty cache for sequences of up to the context length.
+    pub fn new_cache(&self) -> KvCache {
+        self.stack.new_cache(self.context_length)
     }
 
     /// Everything that the model makes of its input.

@@ -464,7 +464,7 @@ impl Scorer {
                 visible: Some(visible),
                 ..source.into()
             };
-            let mut cache = self.model.new_cache(rows.len());
+            let mut cache = self.model.new_cache();
             cache.memory = self.model.encode(&source);
             return self.model.hidden(tokens, Some(&mut cache));
         }
