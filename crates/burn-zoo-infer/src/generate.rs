@@ -6,6 +6,7 @@ use burn::tensor::{DType, Int, Tensor, TensorData};
 use burn_zoo_data::tokenizer::{Tokenizer, TokenizerError};
 use burn_zoo_models::family::Architecture;
 use burn_zoo_nn::{Inputs, Transformer, cache::KvCache};
+use burn_zoo_ops::awake;
 
 use crate::sampling::{Sampler, SamplingConfig, SamplingError};
 
@@ -128,7 +129,7 @@ impl<'a> Generator<'a> {
             prefix_lengths: Some(Tensor::<1, Int>::from_data([self.prefix as i64], &device)),
             ..tokens.into()
         };
-        let logits = self.model.decode(inputs, &mut self.cache);
+        let logits = awake(&device, || self.model.decode(inputs, &mut self.cache));
         let data = logits.into_data().convert_dtype(DType::F32);
         let mut logits = data
             .try_to_vec::<f32>()

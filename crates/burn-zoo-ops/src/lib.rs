@@ -76,7 +76,7 @@ pub use attention::{AttentionMask, ScoreBias, Scoring};
 pub use norm::{Affine, NormKind};
 pub use projected_loss::ClassLoss;
 pub use rotary::Pairing;
-pub use threads::{at_once, cores, on_worker, seed};
+pub use threads::{at_once, awake, cores, on_worker, seed};
 
 /// The operations that make a transformer fast, as an extension of Burn's [`Backend`].
 ///

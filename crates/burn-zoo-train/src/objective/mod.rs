@@ -21,7 +21,7 @@ use burn_zoo_nn::{
     mixture::Routing,
     recompute::{self, Tape},
 };
-use burn_zoo_ops::{at_once, cores};
+use burn_zoo_ops::{at_once, awake, cores};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -199,10 +199,12 @@ where
         } = self.config;
         // What 16 bits drop is drawn from the one generator of the device, in the order in which it is asked.
         let is_shared = replicas > 1 && precision == Precision::F32;
-        let device = is_shared.then(|| self.devices().into_iter().next());
-        let Some(device) = device.flatten().filter(|device| cores(device) > 0) else {
+        let Some(device) = self.devices().into_iter().next() else {
             return vec![compute(self, batch)];
         };
+        if !is_shared || cores(&device) == 0 {
+            return vec![awake(&device, || compute(self, batch))];
+        }
         let n_sequences = batch.n_sequences();
         let size = n_sequences.div_ceil(replicas).max(1);
         let parts = (0..n_sequences).step_by(size).filter_map(|first| {
@@ -213,7 +215,7 @@ where
         });
         let parts: Vec<_> = parts.collect();
         if parts.len() <= 1 {
-            return vec![compute(self, batch)];
+            return vec![awake(&device, || compute(self, batch))];
         }
         // A copy has a graph of its own.
         let parts = parts
