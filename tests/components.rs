@@ -14,7 +14,7 @@ use burn_zoo::{
         attention::{AttentionBias, AttentionConfig, AttentionPattern, AttentionScale},
         bias::{RelativeBiasConfig, RelativeDirection},
         block::{BlockConfig, NormPlacement},
-        cache::LayerCache,
+        cache::{KvCache, LayerCache},
         embedding::PositionConfig,
         feed_forward::{Activation, FeedForwardConfig},
         head::{HeadOutput, LanguageHeadConfig, Projection, SequenceState, TransformConfig},
@@ -401,26 +401,35 @@ proptest! {
     // The same cases each time: what fails once fails again.
     #![proptest_config(ProptestConfig { rng_seed: RngSeed::Fixed(1), ..ProptestConfig::with_cases(300) })]
 
-    /// Whatever comes in what pieces, and however often the buffers grow, also in a copy that goes on otherwise.
+    /// Whatever comes in what pieces, and however often the buffers grow, also in a copy that goes on otherwise; and after all was
+    /// forgotten, of other texts.
     #[test]
     fn a_cache_holds_what_was_appended(pieces in prop::collection::vec(1usize..400, 1..6), spare in 0usize..300) {
         let device = processor();
         let total: usize = pieces.iter().sum();
-        let all = Tensor::<1, Int>::arange(0..2 * 3 * total as i64, &device).float();
-        // Of those of a position the heads lie side by side, as a projection leaves them.
-        let all = all.reshape([1, total, 2, 3]).swap_dims(1, 2);
-        let mut cache = LayerCache::new(total + spare);
-        let mut end = 0;
-        for piece in pieces {
-            let new = all.clone().narrow(2, end, piece);
-            let other = new.clone().zeros_like();
-            cache.clone().append(other.clone(), other);
-            let (keys, found) = cache.append(new.clone().neg(), new);
-            end += piece;
-            prop_assert_eq!(cache.len(), end);
-            let expected = all.clone().narrow(2, 0, end);
-            prop_assert!(values(found) == values(expected.clone()));
-            prop_assert!(values(keys) == values(expected.neg()));
+        let mut cache = KvCache {
+            layers: vec![LayerCache::new(total + spare)],
+            memory: None,
+        };
+        for batch in [2, 3, 1] {
+            let n_values = (batch * total * 2 * 3) as i64;
+            let all = Tensor::<1, Int>::arange(0..n_values, &device).float();
+            // Of those of a position the heads lie side by side, as a projection leaves them.
+            let all = all.reshape([batch, total, 2, 3]).swap_dims(1, 2);
+            let mut end = 0;
+            for &piece in &pieces {
+                let new = all.clone().narrow(2, end, piece);
+                let other = new.clone().zeros_like();
+                cache.layers[0].clone().append(other.clone(), other);
+                let (keys, found) = cache.layers[0].append(new.clone().neg(), new);
+                end += piece;
+                prop_assert_eq!(cache.len(), end);
+                let expected = all.clone().narrow(2, 0, end);
+                prop_assert!(values(found) == values(expected.clone()));
+                prop_assert!(values(keys) == values(expected.neg()));
+            }
+            cache.clear();
+            prop_assert!(cache.is_empty());
         }
     }
 

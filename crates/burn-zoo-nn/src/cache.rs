@@ -29,10 +29,10 @@ impl KvCache {
         self.layers.first().map_or(0, LayerCache::capacity)
     }
 
-    /// Forgets every position of the decoder, keeping the buffers and what the encoder read.
+    /// Forgets every position of the decoder, keeping what the encoder read.
     pub fn clear(&mut self) {
         for layer in &mut self.layers {
-            layer.length = 0;
+            (layer.buffers, layer.length) = (None, 0);
         }
     }
 }
@@ -86,8 +86,7 @@ impl LayerCache {
         let size = end.max(2 * allocated).max(Self::FIRST).min(self.capacity);
         let room = [batch, n_kv_heads, size - end, head_dim];
         let room = (end < size).then(|| Tensor::zeros(room, (&new.device(), new.dtype())));
-        let stored = buffer.filter(|_| self.length > 0);
-        let stored = stored.map(|buffer| buffer.narrow(2, 0, self.length));
+        let stored = buffer.map(|buffer| buffer.narrow(2, 0, self.length));
         Tensor::cat(stored.into_iter().chain([new]).chain(room).collect(), 2)
     }
 
@@ -104,7 +103,7 @@ impl LayerCache {
     ///
     /// # Panics
     ///
-    /// When they do not fit.
+    /// When they do not fit, or are of other sizes than what is stored in more than their number.
     pub fn append(&mut self, key: Tensor<4>, value: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
         let [batch, n_kv_heads, seq, head_dim] = key.dims();
         let (start, end) = (self.length, self.length + seq);

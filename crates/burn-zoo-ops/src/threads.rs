@@ -5,7 +5,7 @@ use burn::tensor::Device;
 use std::{
     cell::Cell,
     sync::{
-        PoisonError,
+        Arc, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -46,35 +46,51 @@ pub fn on_worker<R: Send>(compute: impl FnOnce() -> R + Send) -> R {
 /// ```
 pub fn awake<R>(device: &Device, compute: impl FnOnce() -> R) -> R {
     #[cfg(feature = "flex")]
-    if cores(device) > 1 {
-        struct Over<'a>(&'a AtomicBool);
-        impl Drop for Over<'_> {
-            fn drop(&mut self) {
-                self.0.store(true, Ordering::Relaxed);
-            }
-        }
-        let is_over = AtomicBool::new(false);
-        let own = rayon::current_thread_index();
-        let until = Instant::now() + AWAKE;
-        return rayon::in_place_scope(|scope| {
-            scope.spawn_broadcast(|_, thread| {
-                // One that is kept awake for somebody else would outstay them here.
-                if Some(thread.index()) == own || IS_AWAKE.replace(true) {
-                    return;
-                }
-                while !is_over.load(Ordering::Relaxed) && Instant::now() < until {
-                    if rayon::yield_now() != Some(rayon::Yield::Executed) {
-                        std::hint::spin_loop();
-                    }
-                }
-                IS_AWAKE.set(false);
-            });
-            let _over = Over(&is_over);
-            compute()
-        });
-    }
+    let _awake = (cores(device) > 1).then(Awake::begin);
     let _ = device;
     compute()
+}
+
+/// Keeps the threads of a pool awake until it is dropped.
+#[cfg(feature = "flex")]
+struct Awake {
+    is_over: Arc<AtomicBool>,
+    /// What holds of this thread outside.
+    was_awake: bool,
+}
+
+#[cfg(feature = "flex")]
+impl Awake {
+    /// Nobody waits for the threads: one that is busy with something else, or waits for whoever calls this, comes too late.
+    fn begin() -> Self {
+        let awake = Self {
+            is_over: Arc::new(AtomicBool::new(false)),
+            was_awake: IS_AWAKE.replace(true),
+        };
+        let is_over = awake.is_over.clone();
+        let until = Instant::now() + AWAKE;
+        rayon::spawn_broadcast(move |_| {
+            // Also on the caller's own thread, and on those that are kept awake for somebody else, whose work would wait.
+            if IS_AWAKE.replace(true) {
+                return;
+            }
+            while !is_over.load(Ordering::Relaxed) && Instant::now() < until {
+                if rayon::yield_now() != Some(rayon::Yield::Executed) {
+                    std::hint::spin_loop();
+                }
+            }
+            IS_AWAKE.set(false);
+        });
+        awake
+    }
+}
+
+#[cfg(feature = "flex")]
+impl Drop for Awake {
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::Relaxed);
+        IS_AWAKE.set(self.was_awake);
+    }
 }
 
 /// Computes with each of the items, and with a seed for what is drawn meanwhile. On Flex all are computed at once, each on
@@ -154,7 +170,7 @@ const AWAKE: Duration = Duration::from_millis(100);
 thread_local! {
     /// Where this thread's own draws stand, if it has any.
     static STREAM: Cell<Option<u64>> = const { Cell::new(None) };
-    /// Whether this thread is kept awake.
+    /// Whether this thread is kept awake, or keeps others so.
     static IS_AWAKE: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -256,11 +272,30 @@ mod tests {
         });
     }
 
+    /// Who computes does not wait for a thread that waits for them.
+    #[test]
+    fn a_waiting_worker_is_not_waited_for() {
+        let device = Device::flex();
+        let found = on_worker(|| {
+            std::thread::scope(|scope| {
+                let other = scope.spawn(|| awake(&device, || 6 * 7));
+                other.join().unwrap()
+            })
+        });
+        assert_eq!(found, 42);
+    }
+
     #[test]
     fn a_panic_lets_the_threads_go() {
-        let device = Device::flex();
-        let result = std::panic::catch_unwind(|| awake(&device, || panic!("as planned")));
+        let awake = Awake::begin();
+        let is_over = awake.is_over.clone();
+        assert!(IS_AWAKE.get() && !is_over.load(Ordering::Relaxed));
+        let result = std::panic::catch_unwind(move || {
+            let _awake = awake;
+            panic!("as planned")
+        });
         assert!(result.is_err());
-        assert_eq!(awake(&device, || total(10)), 45);
+        assert!(!IS_AWAKE.get() && is_over.load(Ordering::Relaxed));
+        assert_eq!(on_worker(|| total(10)), 45);
     }
 }
