@@ -38,7 +38,7 @@ pub fn on_worker<R: Send>(compute: impl FnOnce() -> R + Send) -> R {
 
 /// Keeps the threads that Flex's kernels share awake while `compute` runs, for a tenth of a second at most: what takes
 /// longer has kernels that need it less. Else they fall asleep after some microseconds without work, and the system wakes
-/// each for its part of the next kernel: of a small model's forward pass, which is a hundred short kernels, that is a third.
+/// each for its part of the next kernel: of a small model's forward pass, which is a hundred short kernels, that is a quarter.
 ///
 /// ```
 /// let device = burn::tensor::Device::flex();
