@@ -28,7 +28,7 @@ use burn_zoo::{
     },
     train::precision::Precision,
 };
-use common::{assert_close, data, devices, normal, normal_distribution, processor, values};
+use common::{assert_close, data, devices, normal, processor, values};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
@@ -800,31 +800,6 @@ fn contacts_are_symmetric_probabilities() {
         "transposed contacts",
     );
     assert_eq!(config.n_parameters(), model.num_params());
-}
-
-/// GELU by its definition, `x Φ(x)`, from an integral of the normal density; and by Hendrycks and
-/// Gimpel's tanh formula.
-#[test]
-fn activations_follow_their_formulas() {
-    let x: Vec<f64> = (-30..=30).map(|i| f64::from(i) / 10.0).collect();
-    let tanh = |x: f64| {
-        let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
-        0.5 * x * (1.0 + inner.tanh())
-    };
-    let formulas: [(Activation, &dyn Fn(f64) -> f64); 4] = [
-        (Activation::Relu, &|x| x.max(0.0)),
-        (Activation::Gelu, &|x| x * normal_distribution(x)),
-        (Activation::GeluTanh, &tanh),
-        (Activation::Silu, &|x| x / (1.0 + (-x).exp())),
-    ];
-    for found in devices() {
-        for (activation, formula) in formulas {
-            let input = Tensor::<1>::from_data(data(&x, [x.len()]), &found.device);
-            let expected: Vec<f64> = x.iter().map(|&x| formula(x)).collect();
-            let what = format!("{activation:?} on {}", found.name);
-            assert_close(&values(activation.forward(input)), &expected, 1e-5, &what);
-        }
-    }
 }
 
 #[test]

@@ -1490,7 +1490,7 @@ fn a_learned_bias_is_added_and_has_its_gradient() {
 }
 
 /// Activations and their slopes against 64-bit floats; `Φ` by Simpson's rule from the density, other slopes by
-/// differences. Far from 0 they are 0 or `x`.
+/// differences. Far from 0 they are 0 or `x`, or −1 and 1.
 #[test]
 fn activations_and_their_slopes_are_exact() {
     let near: Vec<f64> = (-40..=40).map(|i| f64::from(i) / 10.0).collect();
@@ -1504,10 +1504,13 @@ fn activations_and_their_slopes_are_exact() {
     let slope = |x: f64| normal_distribution(x) + x * normal_density(x);
     let difference = |f: &dyn Fn(f64) -> f64, x: f64| (f(x + 1e-5) - f(x - 1e-5)) / 2e-5;
     type Function<'a> = &'a dyn Fn(f64) -> f64;
-    let cases: [(Activation, Function, Function); 3] = [
+    let step = |x: f64| f64::from(u8::from(x > 0.0));
+    let cases: [(Activation, Function, Function); 5] = [
+        (Activation::Relu, &|x| x.max(0.0), &step),
         (Activation::Gelu, &exact, &slope),
         (Activation::GeluTanh, &tanh, &|x| difference(&tanh, x)),
         (Activation::Silu, &silu, &|x| difference(&silu, x)),
+        (Activation::Tanh, &f64::tanh, &|x| x.cosh().powi(-2)),
     ];
     for found in devices() {
         let device = found.device.clone().autodiff();
@@ -1533,8 +1536,12 @@ fn activations_and_their_slopes_are_exact() {
             let expected: Vec<f64> = near.iter().map(|&x| slope(x)).collect();
             assert_close(&slopes, &expected, 2e-5, &format!("{what}, slope"));
             let [output, slopes] = run(&[-300.0, 300.0]);
-            assert_close(&output, &[0.0, 300.0], 1e-5, &format!("{what}, far"));
-            assert_close(&slopes, &[0.0, 1.0], 1e-5, &format!("{what}, far slope"));
+            let (values, expected) = match activation {
+                Activation::Tanh => ([-1.0, 1.0], [0.0, 0.0]),
+                _ => ([0.0, 300.0], [0.0, 1.0]),
+            };
+            assert_close(&output, &values, 1e-5, &format!("{what}, far"));
+            assert_close(&slopes, &expected, 1e-5, &format!("{what}, far slope"));
         }
     }
 }

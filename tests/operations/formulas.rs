@@ -3,8 +3,8 @@
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use burn_zoo::ops::{
-    Activation, NormKind, Pairing, add_normalize, add_rows, gate, gather_rows, rotate, scale,
-    square_sum,
+    Activation, NormKind, Pairing, activated_linear, add_normalize, add_rows, gate, gated_linear,
+    gather_rows, rotate, scale, square_sum,
 };
 use proptest::prelude::*;
 
@@ -133,19 +133,34 @@ fn check_rotary(sizes: Heads, device: &Device, name: &str) {
     .check(device);
 }
 
-fn check_gate(length: usize, activation: Activation, device: &Device, name: &str) {
-    let operation = |inputs: &[Tensor<1>]| gate(inputs[0].clone(), inputs[1].clone(), activation);
+const ACTIVATIONS: [Activation; 5] = [
+    Activation::Relu,
+    Activation::Gelu,
+    Activation::GeluTanh,
+    Activation::Silu,
+    Activation::Tanh,
+];
+
+fn activated(x: f64, activation: Activation) -> f64 {
     let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
-    let value = |x: f64| match activation {
+    match activation {
+        Activation::Relu => x.max(0.0),
         Activation::Gelu => x * normal_distribution(x),
         Activation::GeluTanh => {
             x * sigmoid(2.0 * (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3)))
         }
         Activation::Silu => x * sigmoid(x),
-    };
+        Activation::Tanh => x.tanh(),
+    }
+}
+
+fn check_gate(length: usize, activation: Activation, device: &Device, name: &str) {
+    let operation = |inputs: &[Tensor<1>]| gate(inputs[0].clone(), inputs[1].clone(), activation);
     let formula = |inputs: &[Vec<f64>]| {
         let pairs = inputs[0].iter().zip(&inputs[1]);
-        pairs.map(|(&gate, up)| value(gate) * up).collect()
+        pairs
+            .map(|(&gate, up)| activated(gate, activation) * up)
+            .collect()
     };
     let (name, lengths) = (
         format!("{name}, {activation:?} of {length}"),
@@ -153,6 +168,66 @@ fn check_gate(length: usize, activation: Activation, device: &Device, name: &str
     );
     Formula {
         name,
+        lengths,
+        operation: &operation,
+        formula: &formula,
+    }
+    .check(device);
+}
+
+/// The second half of a feed-forward network.
+#[derive(Clone, Copy, Debug)]
+struct Half {
+    rows: usize,
+    d_input: usize,
+    d_output: usize,
+    activation: Activation,
+    gated: bool,
+    bias: bool,
+}
+
+fn check_activated_linear(half: Half, device: &Device, name: &str) {
+    let Half {
+        rows,
+        d_input,
+        d_output,
+        activation,
+        gated,
+        bias,
+    } = half;
+    // Input, weight, then the gate and the bias, where they are.
+    let mut lengths = vec![rows * d_input, d_input * d_output];
+    lengths.extend(gated.then_some(rows * d_input));
+    lengths.extend(bias.then_some(d_output));
+    let operation = |inputs: &[Tensor<1>]| {
+        let input = inputs[0].clone().reshape([rows, d_input]);
+        let weight = inputs[1].clone().reshape([d_input, d_output]);
+        let bias = bias.then(|| inputs[inputs.len() - 1].clone());
+        let output = match gated {
+            true => {
+                let gate = inputs[2].clone().reshape([rows, d_input]);
+                gated_linear(gate, input, activation, weight, bias)
+            }
+            false => activated_linear(input, activation, weight, bias),
+        };
+        output.reshape([-1])
+    };
+    let formula = |inputs: &[Vec<f64>]| {
+        let inner = |at: usize| match gated {
+            true => activated(inputs[2][at], activation) * inputs[0][at],
+            false => activated(inputs[0][at], activation),
+        };
+        let value = |place: usize| {
+            let (row, column) = (place / d_output, place % d_output);
+            let terms =
+                (0..d_input).map(|k| inner(row * d_input + k) * inputs[1][k * d_output + column]);
+            let shift = bias.then(|| inputs[inputs.len() - 1][column]);
+            terms.sum::<f64>() + shift.unwrap_or(0.0)
+        };
+        (0..rows * d_output).map(value).collect()
+    };
+    Formula {
+        name: format!("{name}, {half:?}"),
         lengths,
         operation: &operation,
         formula: &formula,
@@ -294,8 +369,19 @@ fn formulas_hold_on_every_backend() {
                 check_rotary(sizes, device, name);
             }
         }
-        for activation in [Activation::Gelu, Activation::GeluTanh, Activation::Silu] {
+        for activation in ACTIVATIONS {
             check_gate(7, activation, device, name);
+            for (gated, bias) in [(false, true), (true, false)] {
+                let half = Half {
+                    rows: 3,
+                    d_input: 5,
+                    d_output: 2,
+                    activation,
+                    gated,
+                    bias,
+                };
+                check_activated_linear(half, device, name);
+            }
         }
         for factor in [0.25, 1.0] {
             check_scale([3, 5], factor, device, name);
@@ -334,6 +420,9 @@ fn formulas_hold_for_nothing() {
     let empty = Tensor::<2>::zeros([0, 4], &processor());
     let gated = gate(empty.clone(), empty.clone(), Activation::Silu);
     assert_eq!(gated.dims(), [0, 4]);
+    let weight = Tensor::ones([4, 3], &processor());
+    let output = gated_linear(empty.clone(), empty.clone(), Activation::Silu, weight, None);
+    assert_eq!(output.dims(), [0, 3]);
     let weight = Tensor::ones([4], &processor());
     let (sum, normed) = add_normalize(empty.clone(), empty, weight, None, NormKind::Rms, EPSILON);
     assert_eq!((sum.dims(), normed.dims()), ([0, 4], [0, 4]));
@@ -437,12 +526,16 @@ proptest! {
         width in 1usize..40,
         places in prop::collection::vec(0usize..6, 1..8),
         kind in prop_oneof![Just(NormKind::Layer), Just(NormKind::Rms)],
+        activation in prop::sample::select(ACTIVATIONS.as_slice()),
+        gated: bool,
         bias: bool,
     ) {
         let places: Vec<usize> = places.iter().map(|place| place % n).collect();
         check_gather(n, width, &places, &processor(), "flex");
         check_add(n, width, &places, &processor(), "flex");
         check_gate(n * width, Activation::Gelu, &processor(), "flex");
+        let half = Half { rows: n, d_input: width, d_output: places.len(), activation, gated, bias };
+        check_activated_linear(half, &processor(), "flex");
         check_residual(Rows { rows: n, d_model: width + 1, kind, bias }, &processor(), "flex");
     }
 }

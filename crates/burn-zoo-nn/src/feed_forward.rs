@@ -2,9 +2,7 @@
 
 use burn::config::Config;
 use burn::module::Module;
-use burn::tensor::{Device, Tensor, activation};
-use burn_zoo_ops::{Activation as Smooth, activate, gate};
-use serde::{Deserialize, Serialize};
+use burn::tensor::{Device, Tensor};
 
 use crate::{
     ConfigError, init,
@@ -12,44 +10,7 @@ use crate::{
     require_positive,
 };
 
-/// The non-linearity between the two projections.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum Activation {
-    /// `max(x, 0)`.
-    Relu,
-    /// `x Φ(x)` with the exact normal distribution (Hendrycks & Gimpel 2016, arXiv:1606.08415).
-    Gelu,
-    /// The tanh approximation of GELU, which GPT-2 was trained with.
-    GeluTanh,
-    /// `x σ(x)`.
-    Silu,
-    /// `tanh(x)`.
-    Tanh,
-}
-
-impl Activation {
-    /// Applies the function to each element.
-    pub fn forward<const D: usize>(self, input: Tensor<D>) -> Tensor<D> {
-        match self {
-            Self::Relu => activation::relu(input),
-            Self::Gelu => activate(input, Smooth::Gelu),
-            Self::GeluTanh => activate(input, Smooth::GeluTanh),
-            Self::Silu => activate(input, Smooth::Silu),
-            Self::Tanh => input.tanh(),
-        }
-    }
-
-    /// Applies the function to each element of the first input, and multiplies by the second.
-    fn gate<const D: usize>(self, input: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
-        match self {
-            Self::Gelu => gate(input, up, Smooth::Gelu),
-            Self::GeluTanh => gate(input, up, Smooth::GeluTanh),
-            Self::Silu => gate(input, up, Smooth::Silu),
-            Self::Relu | Self::Tanh => self.forward(input) * up,
-        }
-    }
-}
+pub use burn_zoo_ops::Activation;
 
 /// Configuration of a [`FeedForward`].
 #[derive(Config, Debug)]
@@ -135,13 +96,8 @@ impl FeedForward {
 
     /// `[.., d_model] → [.., d_model]`.
     pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
-        let inner = match &self.gate {
-            Some(gate) => {
-                let gated = gate.forward(input.clone());
-                self.activation.gate(gated, self.up.forward(input))
-            }
-            None => self.activation.forward(self.up.forward(input)),
-        };
-        self.down.forward(inner)
+        let gate = self.gate.as_ref().map(|gate| gate.forward(input.clone()));
+        let up = self.up.forward(input);
+        self.down.forward_activated(up, gate, self.activation)
     }
 }

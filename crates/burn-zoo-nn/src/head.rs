@@ -3,7 +3,7 @@
 use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{Bool, Device, Int, Tensor};
-use burn_zoo_ops::linear;
+use burn_zoo_ops::{activate, linear};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -338,7 +338,7 @@ impl Head {
                 let state = match (&self.dense, dense) {
                     (Some(dense), Some(activation)) => {
                         let state = dropout::apply(&self.dropout, state);
-                        activation.forward(dense.forward(state))
+                        activate(dense.forward(state), *activation)
                     }
                     _ => state,
                 };
@@ -389,7 +389,7 @@ impl Head {
                 dense,
                 norm,
                 activation,
-            }) => norm.forward(activation.forward(dense.forward(hidden))),
+            }) => norm.forward(activate(dense.forward(hidden), *activation)),
             None => hidden,
         };
         let scale = self.config.language().map_or(1.0, |config| config.scale);

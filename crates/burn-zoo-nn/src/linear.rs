@@ -3,7 +3,7 @@
 use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::Tensor;
-use burn_zoo_ops::linear;
+use burn_zoo_ops::{Activation, activate, activated_linear, gated_linear, linear};
 use serde::{Deserialize, Serialize};
 
 use crate::{ConfigError, dropout, init, require_dropout, require_positive};
@@ -37,6 +37,27 @@ impl Linear {
                 let output = linear(input.clone(), self.weight.val(), bias);
                 output + lora.forward(input)
             }
+        }
+    }
+
+    /// The same of `activation(up)`, or `activation(gate) ∘ up`, which is not kept for the gradient.
+    pub(crate) fn forward_activated<const D: usize>(
+        &self,
+        up: Tensor<D>,
+        gate: Option<Tensor<D>>,
+        activation: Activation,
+    ) -> Tensor<D> {
+        if self.lora.is_some() {
+            // Two linear layers read it.
+            return self.forward(match gate {
+                None => activate(up, activation),
+                Some(gate) => burn_zoo_ops::gate(gate, up, activation),
+            });
+        }
+        let (weight, bias) = (self.weight.val(), self.bias.as_ref().map(Param::val));
+        match gate {
+            None => activated_linear(up, activation, weight, bias),
+            Some(gate) => gated_linear(gate, up, activation, weight, bias),
         }
     }
 

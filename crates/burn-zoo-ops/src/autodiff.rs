@@ -15,7 +15,8 @@ use burn::backend::{
 };
 
 use crate::{
-    Activation, Affine, ClassLoss, NormKind, Pairing, ScoreBias, Scoring, TransformerOps, rows,
+    Activation, Affine, ClassLoss, NormKind, Pairing, PreActivation, ScoreBias, Scoring,
+    TransformerOps, rows,
 };
 
 /// Hands each parent that is tracked its gradient.
@@ -115,6 +116,66 @@ fn record_linear<B: TransformerOps, C: CheckpointStrategy, const N: usize>(
 }
 
 #[derive(Debug)]
+struct ActivatedLinearBackward;
+
+impl<B: TransformerOps, const N: usize> Backward<B, N> for ActivatedLinearBackward {
+    /// What came before the activation, the activation, and the weight.
+    type State = (PreActivation<B>, Activation, FloatTensor<B>);
+
+    /// The parents are the weight, what came before the activation and, where there is one, the bias.
+    fn backward(self, ops: Ops<Self::State, N>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let (input, activation, weight) = ops.state;
+        let parents = ops.parents.map(|parent| parent.map(|node| node.id));
+        if let Some(id) = parents[0] {
+            let inner = input.clone().activate(activation);
+            grads.register::<B>(id, B::affine_map_weight_backward(inner, grad.clone()));
+        }
+        let n_inputs = match input {
+            PreActivation::Plain(_) => 1,
+            PreActivation::Gated(..) => 2,
+        };
+        let (inputs, bias) = parents[1..].split_at(n_inputs);
+        if let Some(&Some(id)) = bias.first() {
+            grads.register::<B>(id, B::affine_map_bias_backward(grad.clone()));
+        }
+        if inputs.iter().all(Option::is_none) {
+            return;
+        }
+        let grad = B::affine_map(grad, Affine::Scale(B::float_transpose(weight)));
+        let inputs = inputs.iter().copied();
+        match input {
+            PreActivation::Plain(input) => {
+                let input = B::apply_activation_backward(input, grad, activation);
+                register::<B>(inputs, [input], grads);
+            }
+            PreActivation::Gated(gate, up) => {
+                let (gate, up) = B::gated_activation_backward(gate, up, grad, activation);
+                register::<B>(inputs, [gate, up], grads);
+            }
+        }
+    }
+}
+
+/// Activates and multiplies, and records [`ActivatedLinearBackward`] when a gradient is wanted.
+fn record_activated<B: TransformerOps, C: CheckpointStrategy, const N: usize>(
+    nodes: [NodeGuard; N],
+    input: PreActivation<B>,
+    activation: Activation,
+    affine: Affine<B>,
+) -> FloatTensor<Autodiff<B, C>> {
+    let prepared = Backward::<B, N>::prepare::<C>(ActivatedLinearBackward, nodes);
+    match prepared.compute_bound().stateful() {
+        OpsKind::Tracked(prep) => {
+            let (weight, _) = affine.clone().into_parts();
+            let output = B::activated_map(input.clone(), activation, affine);
+            prep.finish((input, activation, weight), output)
+        }
+        OpsKind::UnTracked(prep) => prep.finish(B::activated_map(input, activation, affine)),
+    }
+}
+
+#[derive(Debug)]
 struct ActivationBackward;
 
 impl<B: TransformerOps> Backward<B, 1> for ActivationBackward {
@@ -124,7 +185,7 @@ impl<B: TransformerOps> Backward<B, 1> for ActivationBackward {
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
         let grad = grads.consume::<B>(&ops.node);
         let (input, activation) = ops.state;
-        let input = B::smooth_activation_backward(input, grad, activation);
+        let input = B::apply_activation_backward(input, grad, activation);
         let parents = ops.parents.map(|parent| parent.map(|node| node.id));
         register::<B>(parents, [input], grads);
     }
@@ -439,15 +500,44 @@ impl<B: TransformerOps, C: CheckpointStrategy> TransformerOps for Autodiff<B, C>
         }
     }
 
-    fn smooth_activation(input: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self> {
+    fn activated_map(
+        input: PreActivation<Self>,
+        activation: Activation,
+        affine: Affine<Self>,
+    ) -> FloatTensor<Self> {
+        let (weight, bias) = affine.into_parts();
+        let (weight, w) = weight.into_parts();
+        let (bias, b) = bias.map(|bias| bias.into_parts()).unzip();
+        let affine = Affine::new(weight, bias);
+        match input {
+            PreActivation::Plain(input) => {
+                let (input, i) = input.into_parts();
+                let input = PreActivation::Plain(input);
+                match b {
+                    None => record_activated::<B, C, 2>([w, i], input, activation, affine),
+                    Some(b) => record_activated::<B, C, 3>([w, i, b], input, activation, affine),
+                }
+            }
+            PreActivation::Gated(gate, up) => {
+                let ((gate, g), (up, u)) = (gate.into_parts(), up.into_parts());
+                let input = PreActivation::Gated(gate, up);
+                match b {
+                    None => record_activated::<B, C, 3>([w, g, u], input, activation, affine),
+                    Some(b) => record_activated::<B, C, 4>([w, g, u, b], input, activation, affine),
+                }
+            }
+        }
+    }
+
+    fn apply_activation(input: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self> {
         let (input, node) = input.into_parts();
         let prepared = ActivationBackward.prepare::<C>([node]);
         match prepared.compute_bound().stateful() {
             OpsKind::Tracked(prep) => {
-                let output = B::smooth_activation(input.clone(), activation);
+                let output = B::apply_activation(input.clone(), activation);
                 prep.finish((input, activation), output)
             }
-            OpsKind::UnTracked(prep) => prep.finish(B::smooth_activation(input, activation)),
+            OpsKind::UnTracked(prep) => prep.finish(B::apply_activation(input, activation)),
         }
     }
 

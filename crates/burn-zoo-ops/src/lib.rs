@@ -70,7 +70,7 @@ mod rows;
 mod scale;
 mod threads;
 
-pub use activation::Activation;
+pub use activation::{Activation, PreActivation};
 pub use adamw::AdamWStep;
 pub use attention::{AttentionMask, ScoreBias, Scoring};
 pub use norm::{Affine, NormKind};
@@ -164,12 +164,12 @@ pub trait TransformerOps: Backend {
     }
 
     /// An activation, see [`activate`].
-    fn smooth_activation(input: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self> {
+    fn apply_activation(input: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self> {
         activation::composed::<Self>(input, activation)
     }
 
     /// Its gradient.
-    fn smooth_activation_backward(
+    fn apply_activation_backward(
         input: FloatTensor<Self>,
         grad: FloatTensor<Self>,
         activation: Activation,
@@ -194,6 +194,15 @@ pub trait TransformerOps: Backend {
         activation: Activation,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         activation::composed_gated_backward::<Self>(gate, up, grad, activation)
+    }
+
+    /// A linear layer of an activation, see [`activated_linear`] and [`gated_linear`].
+    fn activated_map(
+        #[extension_type] input: PreActivation<Self>,
+        activation: Activation,
+        #[extension_type] affine: Affine<Self>,
+    ) -> FloatTensor<Self> {
+        Self::affine_map(input.activate(activation), affine)
     }
 
     /// Rotary positions, see [`rotate`]. With the sines negated it is its own gradient.
@@ -473,6 +482,19 @@ pub fn linear<const D: usize>(
     weight: Tensor<2>,
     bias: Option<Tensor<1>>,
 ) -> Tensor<D> {
+    let affine = affine_of(&input, weight, bias);
+    Tensor::from_dispatch(<burn::backend::Dispatch as TransformerOps>::affine_map(
+        input.into_dispatch(),
+        affine,
+    ))
+}
+
+/// The matrix and bias of a linear layer that fit its input.
+fn affine_of<const D: usize>(
+    input: &Tensor<D>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+) -> Affine<burn::backend::Dispatch> {
     let [d_input, d_output] = weight.dims();
     assert_eq!(
         input.dims().last(),
@@ -483,16 +505,72 @@ pub fn linear<const D: usize>(
         bias.as_ref().is_none_or(|bias| bias.dims() == [d_output]),
         "linear: the bias must have the columns of the weight ({d_output})"
     );
-    Tensor::from_dispatch(<burn::backend::Dispatch as TransformerOps>::affine_map(
-        input.into_dispatch(),
-        Affine::new(weight.into_dispatch(), bias.map(Tensor::into_dispatch)),
+    Affine::new(weight.into_dispatch(), bias.map(Tensor::into_dispatch))
+}
+
+/// `activation(x) W + b`, the second half of a feed-forward network. Its gradient keeps `x` and computes the activation
+/// again, so that of the widest values of a block one copy is kept and not two.
+///
+/// # Shapes
+///
+/// - `input`: `[.., d_input]`
+/// - `weight`: `[d_input, d_output]`
+/// - `bias`: `[d_output]`
+/// - output: `[.., d_output]`
+///
+/// # Panics
+///
+/// When the shapes do not fit.
+///
+/// ```
+/// use burn::tensor::{Device, Tensor};
+/// use burn_zoo_ops::{Activation, activate, activated_linear, linear};
+///
+/// let device = Device::flex();
+/// let (input, weight) = (Tensor::<2>::ones([3, 4], &device), Tensor::<2>::ones([4, 5], &device));
+/// let output = activated_linear(input.clone(), Activation::Gelu, weight.clone(), None);
+/// let expected = linear(activate(input, Activation::Gelu), weight, None);
+/// output.into_data().assert_eq(&expected.into_data(), true);
+/// ```
+pub fn activated_linear<const D: usize>(
+    input: Tensor<D>,
+    activation: Activation,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+) -> Tensor<D> {
+    let affine = affine_of(&input, weight, bias);
+    Tensor::from_dispatch(<burn::backend::Dispatch as TransformerOps>::activated_map(
+        PreActivation::Plain(input.into_dispatch()),
+        activation,
+        affine,
+    ))
+}
+
+/// `(activation(gate) ∘ up) W + b`, as [`activated_linear`] is to [`activate`], so to [`gate`].
+///
+/// # Panics
+///
+/// When the shapes do not fit.
+pub fn gated_linear<const D: usize>(
+    gate: Tensor<D>,
+    up: Tensor<D>,
+    activation: Activation,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+) -> Tensor<D> {
+    check_gate(&gate, &up);
+    let affine = affine_of(&up, weight, bias);
+    Tensor::from_dispatch(<burn::backend::Dispatch as TransformerOps>::activated_map(
+        PreActivation::Gated(gate.into_dispatch(), up.into_dispatch()),
+        activation,
+        affine,
     ))
 }
 
 /// An activation of each value, `[..] → [..]`, whose gradient keeps the input alone.
 pub fn activate<const D: usize>(input: Tensor<D>, activation: Activation) -> Tensor<D> {
     Tensor::from_dispatch(
-        <burn::backend::Dispatch as TransformerOps>::smooth_activation(
+        <burn::backend::Dispatch as TransformerOps>::apply_activation(
             input.into_dispatch(),
             activation,
         ),
@@ -506,11 +584,7 @@ pub fn activate<const D: usize>(input: Tensor<D>, activation: Activation) -> Ten
 ///
 /// When the shapes differ.
 pub fn gate<const D: usize>(gate: Tensor<D>, up: Tensor<D>, activation: Activation) -> Tensor<D> {
-    assert_eq!(
-        gate.dims(),
-        up.dims(),
-        "gate: both inputs must have one shape"
-    );
+    check_gate(&gate, &up);
     Tensor::from_dispatch(
         <burn::backend::Dispatch as TransformerOps>::gated_activation(
             gate.into_dispatch(),
@@ -518,6 +592,14 @@ pub fn gate<const D: usize>(gate: Tensor<D>, up: Tensor<D>, activation: Activati
             activation,
         ),
     )
+}
+
+fn check_gate<const D: usize>(gate: &Tensor<D>, up: &Tensor<D>) {
+    assert_eq!(
+        gate.dims(),
+        up.dims(),
+        "gate: both inputs must have one shape"
+    );
 }
 
 /// Turns pairs of channels: `(x, y) → (x cos − y sin, y cos + x sin)`, rotary positions (Su et al. 2021,

@@ -19,7 +19,7 @@ use tch::{Kind, Tensor};
 
 #[cfg(feature = "flex")]
 use crate::AdamWStep;
-use crate::{Activation, AttentionMask, ScoreBias, Scoring, TransformerOps, attention};
+use crate::{Activation, AttentionMask, ScoreBias, Scoring, TransformerOps, activation, attention};
 
 /// How ATen is told about a mask.
 struct Masking {
@@ -168,20 +168,25 @@ impl TransformerOps for LibTorch {
         ))
     }
 
-    fn smooth_activation(input: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self> {
+    fn apply_activation(input: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self> {
         TchTensor::new(match activation {
+            Activation::Relu => input.tensor.relu(),
+            Activation::Tanh => input.tensor.tanh(),
             Activation::Gelu => input.tensor.gelu("none"),
             Activation::GeluTanh => input.tensor.gelu("tanh"),
             Activation::Silu => input.tensor.silu(),
         })
     }
 
-    fn smooth_activation_backward(
+    fn apply_activation_backward(
         input: FloatTensor<Self>,
         grad: FloatTensor<Self>,
         activation: Activation,
     ) -> FloatTensor<Self> {
         TchTensor::new(match activation {
+            Activation::Relu | Activation::Tanh => {
+                return activation::composed_backward::<Self>(input, grad, activation);
+            }
             Activation::Gelu => input.tensor.gelu_backward(&grad.tensor, "none"),
             Activation::GeluTanh => input.tensor.gelu_backward(&grad.tensor, "tanh"),
             Activation::Silu => input.tensor.silu_backward(&grad.tensor),

@@ -48,6 +48,42 @@ fn tanh_argument<S: Simd>(x: f32) -> (f32, f32) {
 }
 
 #[derive(Clone, Copy)]
+struct Relu;
+
+impl Unary for Relu {
+    #[inline(always)]
+    fn apply<S: Simd>(self, x: f32) -> f32 {
+        // What is not a number stays.
+        if x < 0.0 { 0.0 } else { x }
+    }
+}
+
+impl Binary for Relu {
+    #[inline(always)]
+    fn apply<S: Simd>(self, x: f32, grad: f32) -> f32 {
+        if x > 0.0 { grad } else { 0.0 }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Tanh;
+
+impl Unary for Tanh {
+    #[inline(always)]
+    fn apply<S: Simd>(self, x: f32) -> f32 {
+        x.tanh()
+    }
+}
+
+impl Binary for Tanh {
+    #[inline(always)]
+    fn apply<S: Simd>(self, x: f32, grad: f32) -> f32 {
+        let output = x.tanh();
+        grad * (1.0 - output * output)
+    }
+}
+
+#[derive(Clone, Copy)]
 struct Gelu;
 
 impl Unary for Gelu {
@@ -105,40 +141,43 @@ impl Binary for Silu {
     }
 }
 
+/// A function of an activation's kernel.
+macro_rules! with_kernel {
+    ($activation:expr, |$kernel:ident| $body:expr) => {
+        match $activation {
+            Activation::Relu => (|$kernel: Relu| $body)(Relu),
+            Activation::Gelu => (|$kernel: Gelu| $body)(Gelu),
+            Activation::GeluTanh => (|$kernel: GeluTanh| $body)(GeluTanh),
+            Activation::Silu => (|$kernel: Silu| $body)(Silu),
+            Activation::Tanh => (|$kernel: Tanh| $body)(Tanh),
+        }
+    };
+}
+
 /// The activation of each value.
 pub(super) fn forward(input: FlexTensor, activation: Activation) -> FlexTensor {
-    match activation {
-        Activation::Gelu => map(input, Gelu),
-        Activation::GeluTanh => map(input, GeluTanh),
-        Activation::Silu => map(input, Silu),
-    }
+    with_kernel!(activation, |kernel| map(input, kernel))
 }
 
 /// The gradient times the slope at each value.
 pub(super) fn backward(input: FlexTensor, grad: FlexTensor, activation: Activation) -> FlexTensor {
-    match activation {
-        Activation::Gelu => zip_into(input, grad, Gelu),
-        Activation::GeluTanh => zip_into(input, grad, GeluTanh),
-        Activation::Silu => zip_into(input, grad, Silu),
+    with_kernel!(activation, |kernel| zip_into(input, grad, kernel))
+}
+
+/// The activation of the first number times the second.
+#[derive(Clone, Copy)]
+struct Gated<F>(F);
+
+impl<F: Unary> Binary for Gated<F> {
+    #[inline(always)]
+    fn apply<S: Simd>(self, gate: f32, up: f32) -> f32 {
+        self.0.apply::<S>(gate) * up
     }
 }
 
 /// `activation(gate) ∘ up`.
 pub(super) fn gated(gate: FlexTensor, up: FlexTensor, activation: Activation) -> FlexTensor {
-    /// The activation of the first number times the second.
-    #[derive(Clone, Copy)]
-    struct Gated<F>(F);
-    impl<F: Unary> Binary for Gated<F> {
-        #[inline(always)]
-        fn apply<S: Simd>(self, gate: f32, up: f32) -> f32 {
-            self.0.apply::<S>(gate) * up
-        }
-    }
-    match activation {
-        Activation::Gelu => zip_into(gate, up, Gated(Gelu)),
-        Activation::GeluTanh => zip_into(gate, up, Gated(GeluTanh)),
-        Activation::Silu => zip_into(gate, up, Gated(Silu)),
-    }
+    with_kernel!(activation, |kernel| zip_into(gate, up, Gated(kernel)))
 }
 
 /// Values of gate and up, and of the gradient, which become the gradients of both.
@@ -192,9 +231,5 @@ pub(super) fn gated_backward(
         (gate, grad)
     }
     let tensors = [owned(gate), up, owned(grad)];
-    match activation {
-        Activation::Gelu => backward(tensors, Gelu),
-        Activation::GeluTanh => backward(tensors, GeluTanh),
-        Activation::Silu => backward(tensors, Silu),
-    }
+    with_kernel!(activation, |kernel| backward(tensors, kernel))
 }

@@ -102,14 +102,14 @@ impl TransformerOps for Flex {
         }
     }
 
-    fn smooth_activation(input: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self> {
+    fn apply_activation(input: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self> {
         match are_f32([&input]) {
             true => activation::forward(input, activation),
             false => crate::activation::composed::<Self>(input, activation),
         }
     }
 
-    fn smooth_activation_backward(
+    fn apply_activation_backward(
         input: FloatTensor<Self>,
         grad: FloatTensor<Self>,
         activation: Activation,
