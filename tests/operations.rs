@@ -7,11 +7,12 @@ mod formulas;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use burn::tensor::{Device, FloatDType, Int, Tensor, activation};
+use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData, activation};
 use burn_zoo::backend::FoundDevice;
 use burn_zoo::ops::{
-    Activation, AdamWStep, AttentionMask, ClassLoss, NormKind, Scoring, activate, adamw, attention,
-    dropout, linear, negative_log_likelihood, normalize, projected_loss,
+    Activation, AdamWStep, AttentionMask, ClassLoss, NormKind, Scoring, Shortlist, activate,
+    activated_linear, adamw, attention, dropout, linear, negative_log_likelihood, normalize,
+    projected_loss,
 };
 use common::{
     assert_close, data, devices, normal, normal_density, normal_distribution, processor, values,
@@ -1420,11 +1421,119 @@ fn gradients_skip_what_is_not_tracked() {
         let grads_of_loss = loss.backward();
         assert!(input.grad(&grads_of_loss).is_some(), "{}", found.name);
         assert!(weight.grad(&grads_of_loss).is_none(), "{}", found.name);
+
+        // Of a feed-forward network, the weight alone learns, or what is before it.
+        for learns in [[true, false], [false, true]] {
+            let [input, weight] =
+                [(4, learns[0]), (5, learns[1])].map(|(seed, learns)| match learns {
+                    true => matrix(seed).require_grad(),
+                    false => matrix(seed),
+                });
+            let transposed = weight.clone().transpose();
+            let output = activated_linear(input.clone(), Activation::Relu, transposed, None);
+            let grads = output.sum().backward();
+            let found_grads = [input.grad(&grads).is_some(), weight.grad(&grads).is_some()];
+            assert_eq!(found_grads, learns, "{}", found.name);
+        }
         assert!(
             query.grad(&grads).is_none() && key.grad(&grads).is_none(),
             "{}",
             found.name
         );
+    }
+}
+
+/// A table of classes that is large enough for a shortlist, and some that are hard to tell apart: two that are the same, two
+/// that differ in the last digit, one that is zero, one that is much larger than the others, one that is tiny.
+fn classes(width: usize) -> Tensor<2> {
+    let n = (1 << 22) / width + 5;
+    let mut values: Vec<f32> = normal(1, n * width).iter().map(|&x| x as f32).collect();
+    for (from, to) in [(70, 20), (71, 21)] {
+        values.copy_within(from * width..(from + 1) * width, to * width);
+    }
+    values[21 * width] *= 1.0 + f32::EPSILON;
+    for (class, factor) in [(30, 0.0), (31, 20.0), (32, 1e-30)] {
+        let row = &mut values[class * width..][..width];
+        row.iter_mut().for_each(|value| *value *= factor);
+    }
+    Tensor::from_data(TensorData::new(values, [n, width]), &processor())
+}
+
+/// The first of the highest logits.
+fn best_by_logits(input: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> i64 {
+    let logits = values(linear(input, weight, bias));
+    let mut best = 0;
+    for (class, &logit) in logits.iter().enumerate() {
+        if logit > logits[best] {
+            best = class;
+        }
+    }
+    best as i64
+}
+
+fn best_by_shortlist(
+    shortlist: &Shortlist,
+    input: Tensor<2>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+) -> i64 {
+    let best = shortlist.best(input, weight, bias);
+    best.into_data().iter::<i64>().next().unwrap()
+}
+
+#[test]
+fn a_shortlist_finds_what_the_logits_say() {
+    for width in [33, 96] {
+        let table = classes(width);
+        let weight = table.clone().transpose();
+        let [n, _] = table.dims();
+        let shortlist = Shortlist::of(weight.clone()).expect("it is large enough");
+        let row = |class: usize| table.clone().narrow(0, class, 1);
+        let random = |seed| Tensor::from_data(data(&normal(seed, width), [1, width]), &processor());
+        let inputs = [20, 21, 31, 32].map(row).into_iter();
+        let inputs: Vec<Tensor<2>> = inputs.chain((2..12).map(random)).collect();
+        let biases = [0.0, 1e-3, 30.0].map(|size| {
+            let bias = Tensor::<1>::from_data(data(&normal(9, n), [n]), &processor());
+            (size > 0.0).then(|| bias * size)
+        });
+        // Where all are zero, the first is the highest; where they overflow, none is.
+        for factor in [1.0, -1.0, 1e-20, 1e20, 0.0, f32::INFINITY, 1e-40] {
+            for bias in &biases {
+                for input in &inputs {
+                    let input = input.clone() * factor;
+                    let expected = best_by_logits(input.clone(), weight.clone(), bias.clone());
+                    let found = best_by_shortlist(&shortlist, input, weight.clone(), bias.clone());
+                    assert_eq!(found, expected, "width {width}, times {factor}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_shortlist_is_made_where_it_pays() {
+    let table = classes(64);
+    let [n, width] = table.dims();
+    let first = table.clone().slice([0..1, 0..1]);
+    let with_first = |value: f32| {
+        let row = table
+            .clone()
+            .slice_assign([0..1, 0..1], first.clone() * value);
+        Shortlist::of(row.transpose())
+    };
+    assert!(with_first(1.0).is_some());
+    assert!(with_first(f32::NAN).is_none(), "not a number has no bound");
+    assert!(with_first(f32::INFINITY).is_none(), "nor has infinity");
+    let by_input = table.clone().reshape([width, n]);
+    assert!(Shortlist::of(by_input).is_none(), "columns are in pieces");
+    let small = table.narrow(0, 0, 1000).transpose();
+    assert!(Shortlist::of(small).is_none(), "a cache holds it");
+    for found in devices()
+        .into_iter()
+        .filter(|found| found.backend.name() != "flex")
+    {
+        let weight = Tensor::<2>::ones([1 << 16, 64], &found.device).transpose();
+        assert!(Shortlist::of(weight).is_none(), "{}", found.name);
     }
 }
 

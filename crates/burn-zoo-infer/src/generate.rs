@@ -5,8 +5,8 @@ use std::ops::ControlFlow;
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use burn_zoo_data::tokenizer::{Tokenizer, TokenizerError};
 use burn_zoo_models::family::Architecture;
-use burn_zoo_nn::{Inputs, Transformer, cache::KvCache};
-use burn_zoo_ops::awake;
+use burn_zoo_nn::{Inputs, Transformer, cache::KvCache, scores::VocabularyScores};
+use burn_zoo_ops::{Shortlist, awake};
 
 use crate::sampling::{Sampler, SamplingConfig, SamplingError};
 
@@ -46,6 +46,9 @@ pub enum GenerateError {
     Sampling(#[from] SamplingError),
 }
 
+/// A shortlist takes as long to make as it saves in so many tokens, and is made when as many are written.
+const SHORTLIST_AFTER: usize = 4;
+
 /// A text being continued, or, by a model with an encoder, answered.
 ///
 /// Each new token costs one position, because keys and values of earlier ones are cached. When the
@@ -57,6 +60,10 @@ pub struct Generator<'a> {
     tokens: Vec<u32>,
     /// How many of the tokens the model has not read yet.
     pending: usize,
+    /// How many tokens it has written.
+    written: usize,
+    /// What finds the most likely token, once it pays.
+    shortlist: Option<Shortlist>,
     /// How many tokens, from the first in the cache, all see in a model with a prefix.
     prefix: usize,
 }
@@ -95,6 +102,8 @@ impl<'a> Generator<'a> {
             sampler,
             tokens: prompt.to_vec(),
             pending: prompt.len(),
+            written: 0,
+            shortlist: None,
             prefix: prompt.len(),
         })
     }
@@ -129,15 +138,32 @@ impl<'a> Generator<'a> {
             prefix_lengths: Some(Tensor::<1, Int>::from_data([self.prefix as i64], &device)),
             ..tokens.into()
         };
-        let logits = awake(&device, || self.model.decode(inputs, &mut self.cache));
-        let data = logits.into_data().convert_dtype(DType::F32);
+        let token = awake(&device, || {
+            let scores = self.model.decode_scores(inputs, &mut self.cache);
+            self.choose(scores)
+        });
+        self.tokens.push(token);
+        self.pending = 1;
+        self.written += 1;
+        token
+    }
+
+    /// The token that follows.
+    fn choose(&mut self, scores: VocabularyScores) -> u32 {
+        if self.sampler.takes_highest() {
+            if self.written == SHORTLIST_AFTER {
+                self.shortlist = scores.shortlist();
+            }
+            if let Some(shortlist) = &self.shortlist {
+                let best = scores.best(shortlist).into_data();
+                return best.iter::<u32>().next().expect("one row has a best class");
+            }
+        }
+        let data = scores.logits().into_data().convert_dtype(DType::F32);
         let mut logits = data
             .try_to_vec::<f32>()
             .expect("the logits were just converted");
-        let token = self.sampler.sample(&mut logits, &self.tokens);
-        self.tokens.push(token);
-        self.pending = 1;
-        token
+        self.sampler.sample(&mut logits, &self.tokens)
     }
 
     /// The prompt and what followed it.

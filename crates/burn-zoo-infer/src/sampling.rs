@@ -98,6 +98,11 @@ impl Sampler {
         })
     }
 
+    /// Whether the next token is always the one with the highest logit.
+    pub fn takes_highest(&self) -> bool {
+        self.config.temperature == 0.0 && self.config.repetition_penalty == 1.0
+    }
+
     /// The next token, given its logits and the text so far.
     ///
     /// # Panics

@@ -1,7 +1,7 @@
 //! Scores of the vocabulary that are not computed before it is known what for.
 
 use burn::tensor::{DType, FloatDType, Int, Tensor};
-use burn_zoo_ops::{ClassLoss, linear, negative_log_likelihood, projected_loss};
+use burn_zoo_ops::{ClassLoss, Shortlist, linear, negative_log_likelihood, projected_loss};
 
 /// Scores of the vocabulary, a row for each token.
 #[derive(Clone, Debug)]
@@ -33,6 +33,26 @@ impl VocabularyScores {
                 weight,
                 bias,
             } => linear(hidden, weight, bias),
+        }
+    }
+
+    /// What finds the [`best`](Self::best) class without reading the whole weight each time, where that pays.
+    pub fn shortlist(&self) -> Option<Shortlist> {
+        match self {
+            Self::Logits(_) => None,
+            Self::Projection { weight, .. } => Shortlist::of(weight.clone()),
+        }
+    }
+
+    /// The class with the highest logit of each row, `[rows]`. The shortlist is that of these scores.
+    pub fn best(self, shortlist: &Shortlist) -> Tensor<1, Int> {
+        match self {
+            Self::Logits(logits) => logits.argmax(1).squeeze_dim(1),
+            Self::Projection {
+                hidden,
+                weight,
+                bias,
+            } => shortlist.best(hidden, weight, bias),
         }
     }
 

@@ -530,10 +530,19 @@ impl Transformer {
     ///
     /// When the cache cannot hold the tokens.
     pub fn decode(&self, inputs: impl Into<Inputs>, cache: &mut KvCache) -> Tensor<2> {
+        self.decode_scores(inputs, cache).logits()
+    }
+
+    /// The same, whose logits are not computed yet.
+    pub fn decode_scores(
+        &self,
+        inputs: impl Into<Inputs>,
+        cache: &mut KvCache,
+    ) -> VocabularyScores {
         let hidden = self.hidden(inputs, Some(cache));
         let [_, seq, _] = hidden.dims();
         let last = hidden.narrow(1, seq - 1, 1).squeeze_dim::<2>(1);
-        self.logits(last)
+        self.head.scores(last, &self.embedding.token)
     }
 }
 

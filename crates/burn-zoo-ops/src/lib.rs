@@ -43,7 +43,7 @@
 )]
 
 use burn::backend::{
-    Backend, backend_extension,
+    Backend, TensorMetadata, backend_extension,
     tensor::{FloatTensor, IntTensor},
 };
 use burn::tensor::{Int, Tensor};
@@ -68,6 +68,7 @@ mod projected_loss;
 mod rotary;
 mod rows;
 mod scale;
+mod shortlist;
 mod threads;
 
 pub use activation::{Activation, PreActivation};
@@ -76,6 +77,7 @@ pub use attention::{AttentionMask, ScoreBias, Scoring};
 pub use norm::{Affine, NormKind};
 pub use projected_loss::ClassLoss;
 pub use rotary::Pairing;
+pub use shortlist::Shortlist;
 pub use threads::{at_once, awake, cores, on_worker, seed};
 
 /// The operations that make a transformer fast, as an extension of Burn's [`Backend`].
@@ -340,6 +342,23 @@ pub trait TransformerOps: Backend {
         FloatTensor<Self>,
     ) {
         projected_loss::composed_forward::<Self>(input, affine, classes, loss, learned)
+    }
+
+    /// The matrix of a linear layer in 8 bits, see [`Shortlist`]: numbers `[n_classes, d_input]` and scales `[n_classes]`, or
+    /// nothing where they do not pay.
+    fn class_shortlist(weight: FloatTensor<Self>) -> (IntTensor<Self>, FloatTensor<Self>) {
+        shortlist::none::<Self>(&weight.device())
+    }
+
+    /// The class of each row with the highest logit, found by what [`class_shortlist`](Self::class_shortlist) returned.
+    fn best_class(
+        input: FloatTensor<Self>,
+        #[extension_type] affine: Affine<Self>,
+        numbers: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+    ) -> IntTensor<Self> {
+        let _ = (numbers, scales);
+        shortlist::composed_best::<Self>(input, affine)
     }
 
     /// All values times a factor `[1]`, see [`scale`].

@@ -11,9 +11,12 @@ use super::simd::{Kernel, add_up, mul_add, run};
 /// Places of the matrix that are read side by side.
 const STREAMS: usize = 8;
 
-/// Values of the matrix that a thread takes at a time: 512 kB. It does not depend on the number of threads, so neither
-/// does the result.
+/// Values of the matrix that a thread takes at a time, columns: 512 kB. It does not depend on the number of threads, so
+/// neither does the result.
 const PIECE: usize = 1 << 17;
+
+/// The same of rows, at least: 128 kB, so that of a small matrix as well there are enough pieces for threads to end together.
+const ROWS_PIECE: usize = 1 << 15;
 
 /// Sums of outputs that are added up at the end, at most.
 const PARTS: usize = 16;
@@ -51,7 +54,7 @@ pub(super) fn add_product(
 ) {
     let inner = weights.len() / width;
     let (line, piece) = match order {
-        Order::Rows => (width, PIECE.max(weights.len() / PARTS)),
+        Order::Rows => (width, ROWS_PIECE.max(weights.len() / PARTS)),
         Order::Columns => (inner, PIECE),
     };
     let lines = piece.div_ceil(line);
@@ -145,10 +148,10 @@ impl Kernel for RowSums<'_> {
 }
 
 /// The products of the input with some columns of the matrix, all of the first row, then of the next.
-struct Dots<'a> {
-    inputs: &'a [f32],
-    inner: usize,
-    weights: &'a [f32],
+pub(super) struct Dots<'a> {
+    pub(super) inputs: &'a [f32],
+    pub(super) inner: usize,
+    pub(super) weights: &'a [f32],
 }
 
 impl Kernel for Dots<'_> {

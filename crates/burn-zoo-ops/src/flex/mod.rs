@@ -16,9 +16,11 @@ mod projected_loss;
 mod rotary;
 mod rows;
 mod scale;
+mod shortlist;
 mod simd;
 
 use burn::backend::{
+    TensorMetadata,
     ops::{FloatTensorOps, ModuleOps},
     tensor::{FloatTensor, IntTensor},
 };
@@ -264,6 +266,24 @@ impl TransformerOps for Flex {
                 input, affine, classes, loss, learned,
             ),
         }
+    }
+
+    fn class_shortlist(weight: FloatTensor<Self>) -> (IntTensor<Self>, FloatTensor<Self>) {
+        let device = weight.device();
+        let shortlist = are_f32([&weight]).then(|| shortlist::of(&weight)).flatten();
+        shortlist.unwrap_or_else(|| crate::shortlist::none::<Self>(&device))
+    }
+
+    fn best_class(
+        input: FloatTensor<Self>,
+        affine: Affine<Self>,
+        numbers: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+    ) -> IntTensor<Self> {
+        let best = are_f32([&input])
+            .then(|| shortlist::best(input.clone(), affine.clone(), &numbers, &scales))
+            .flatten();
+        best.unwrap_or_else(|| crate::shortlist::composed_best::<Self>(input, affine))
     }
 
     fn scaled(input: FloatTensor<Self>, factor: FloatTensor<Self>) -> FloatTensor<Self> {
