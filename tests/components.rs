@@ -2,12 +2,16 @@
 
 mod common;
 
-use std::sync::{Mutex, PoisonError};
+use std::{
+    collections::BTreeSet,
+    sync::{Mutex, PoisonError},
+};
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{Bool, DType, Device, Int, Tensor, activation};
 use burn_zoo::{
+    infer::{generate::Generator, sampling::SamplingConfig},
     models::{directory, family::Architecture},
     nn::{
         HeadConfig, Inputs, LanguageModel, Transformer, TransformerConfig,
@@ -601,6 +605,32 @@ fn the_cache_works_on_every_backend() {
     for found in devices() {
         check_cache(&config, &[1, 5, 2, 9, 12, 0], &[3, 1, 2], &found.device);
     }
+}
+
+/// The most likely tokens of a large vocabulary are those of whole forward passes, before and after they are looked for in a
+/// shortlist.
+#[test]
+fn a_large_vocabulary_is_written_from_as_a_small_one() {
+    let config = TransformerConfig::new(50_000, 96, 32, vec![BlockConfig::gpt2(96, 2)]);
+    let device = processor();
+    let model = config.with_init_std(0.5).init(&device);
+    let mut written = BTreeSet::new();
+    for prompt in 0..6 {
+        let prompt = [7 * prompt, 5 + prompt, 9_000 * prompt];
+        let greedy = SamplingConfig::greedy();
+        let mut generator = Generator::new(&model, &prompt, greedy, 0).unwrap();
+        for _ in 0..5 {
+            let read = generator.tokens().iter().map(|&token| token as i32);
+            let read: Vec<i32> = read.collect();
+            let length = read.len();
+            let read = Tensor::<1, Int>::from_data(read.as_slice(), &device).unsqueeze::<2>();
+            let logits = values(model.forward(read).narrow(1, length - 1, 1));
+            let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
+            assert_eq!(Some(generator.next_token() as usize), best);
+        }
+        written.insert(generator.tokens()[prompt.len()..].to_vec());
+    }
+    assert!(written.len() > 1, "there is something to choose");
 }
 
 /// What makes no sense is refused with the field's name.

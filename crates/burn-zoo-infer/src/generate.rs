@@ -46,8 +46,8 @@ pub enum GenerateError {
     Sampling(#[from] SamplingError),
 }
 
-/// A shortlist takes as long to make as it saves in so many tokens, and is made when as many are written.
-const SHORTLIST_AFTER: usize = 4;
+/// A shortlist takes as long to make as it saves in one or two tokens, and is made when so many are written.
+const SHORTLIST_AFTER: usize = 2;
 
 /// A text being continued, or, by a model with an encoder, answered.
 ///
