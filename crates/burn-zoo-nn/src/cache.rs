@@ -120,8 +120,10 @@ impl LayerCache {
                     values.slice_assign(target, value),
                 ]
             }
-            Some([keys, values]) => [self.grown(Some(keys), key), self.grown(Some(values), value)],
-            None => [self.grown(None, key), self.grown(None, value)],
+            stored => {
+                let [keys, values] = stored.map_or([None, None], |stored| stored.map(Some));
+                [self.grown(keys, key), self.grown(values, value)]
+            }
         };
         self.length = end;
 

@@ -5,13 +5,9 @@ use burn_flex::{Flex, FlexTensor};
 use macerator::Simd;
 use rayon::prelude::*;
 
-use super::few_rows::{self, Order};
 use super::product::{Matrix, Start, product};
 use super::simd::{Kernel, add_up, contiguous, run, summing_length, tensor};
 use crate::Affine;
-
-/// Up to so many rows the product takes as long as reading the matrix.
-const FEW: usize = 8;
 
 /// Products of fewer multiplications are for one thread.
 const PARALLEL: usize = 1 << 18;
@@ -35,22 +31,10 @@ pub(super) fn forward(input: FlexTensor, affine: Affine<Flex>) -> FlexTensor {
     let strides = weight.layout().strides();
     let strides = [strides[0], strides[1]];
     let weights = &weight.storage::<f32>()[weight.layout().start_offset()..];
-    let is_parallel = rows * inner * width >= PARALLEL;
-    if is_parallel
-        && rows <= FEW
-        && let Some(order) = Order::of([inner, width], strides)
-    {
-        match start {
-            Start::Row(row) => output = row.repeat(rows),
-            _ => output.resize(rows * width, 0.0),
-        }
-        few_rows::add_product(input, &weights[..inner * width], order, width, &mut output);
-        return tensor(output, Shape::from(shape));
-    }
     let left = Matrix::read(input, [inner as isize, 1]);
     let right = Matrix::read(weights, strides);
     let target = Matrix::room(&mut output, rows, width);
-    let sizes = [rows, width, inner];
+    let (sizes, is_parallel) = ([rows, width, inner], rows * inner * width >= PARALLEL);
     // SAFETY: the matrices have these sizes, and the target is nobody else's.
     unsafe { product(sizes, target, start, left, right, is_parallel) };
     // SAFETY: the product has written each value.

@@ -7,7 +7,6 @@ mod activation;
 pub(crate) mod adamw;
 mod attention;
 mod dropout;
-mod few_rows;
 mod likelihood;
 mod linear;
 mod norm;

@@ -5,7 +5,7 @@ use burn_flex::{Flex, FlexTensor};
 use macerator::Simd;
 use rayon::prelude::*;
 
-use super::few_rows::{Dots, Order};
+use super::product::few_rows::{Dots, Order, STREAMS};
 use super::simd::{Kernel, contiguous, run, tensor};
 use crate::Affine;
 
@@ -100,10 +100,15 @@ impl Kernel for WholeDots<'_> {
     #[inline(always)]
     fn run<S: Simd>(self) -> Vec<i32> {
         let mut products = vec![0; self.rows.len() / self.input.len()];
-        let rows = self.rows.chunks_exact(self.input.len());
-        for (product, row) in products.iter_mut().zip(rows) {
-            for (&a, &b) in row.iter().zip(self.input) {
-                *product += i32::from(a) * i32::from(b);
+        let step = products.len().div_ceil(STREAMS);
+        for first in 0..step {
+            for index in (first..products.len()).step_by(step) {
+                let row = &self.rows[index * self.input.len()..][..self.input.len()];
+                let mut product = 0;
+                for (&a, &b) in row.iter().zip(self.input) {
+                    product += i32::from(a) * i32::from(b);
+                }
+                products[index] = product;
             }
         }
         products

@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::{Device, Distribution, Int, Tensor, activation};
 use burn_zoo_ops::{
-    Activation, AdamWStep, AttentionMask, ClassLoss, NormKind, Pairing, Scoring, activate, adamw,
-    add_normalize, add_rows, attention, dropout, gate, gather_rows, linear,
-    negative_log_likelihood, normalize, projected_loss, rotate,
+    Activation, AdamWStep, AttentionMask, ClassLoss, NormKind, Pairing, Scoring, Shortlist,
+    activate, activated_linear, adamw, add_normalize, add_rows, attention, dropout, gate,
+    gather_rows, linear, negative_log_likelihood, normalize, projected_loss, rotate,
 };
 use serde::Serialize;
 
@@ -261,6 +261,17 @@ pub fn operations(sizes: LayerSizes, device: &Device) -> Vec<Operation> {
         );
     }
 
+    let (inner, weight) = (matrix(rows, 4 * d_model), matrix(4 * d_model, d_model));
+    let (x, w) = (inner.clone(), weight.clone());
+    add(
+        "GELU and linear",
+        Box::new(move || {
+            let (inner, weight) = (inner.clone(), weight.clone());
+            Some(activated_linear(inner, Activation::Gelu, weight, None).sum())
+        }),
+        Box::new(move || Some(activation::gelu(x.clone()).matmul(w.clone()).sum())),
+    );
+
     let input = matrix(rows, d_model);
     let x = input.clone();
     add(
@@ -333,6 +344,27 @@ pub fn operations(sizes: LayerSizes, device: &Device) -> Vec<Operation> {
     );
 
     let plain = device.clone().inner();
+    let plain_embedding = Tensor::<2>::random(
+        [vocab_size, d_model],
+        Distribution::Normal(0.0, 0.02),
+        &plain,
+    );
+    if let Some(shortlist) = Shortlist::of(plain_embedding.clone().transpose()) {
+        let hidden = Tensor::<2>::random([1, d_model], Distribution::Normal(0.0, 1.0), &plain);
+        let (x, w) = (hidden.clone(), plain_embedding.clone());
+        add(
+            "highest class",
+            Box::new(move || {
+                shortlist.best(hidden.clone(), plain_embedding.clone().transpose(), None);
+                None
+            }),
+            Box::new(move || {
+                let _ = x.clone().matmul(w.clone().transpose()).argmax(1);
+                None
+            }),
+        );
+    }
+
     let [parameter, grad, first, second] =
         [(); 4].map(|()| Tensor::<2>::ones([d_model, 4 * d_model], &plain));
     let (p, g, m, v) = (

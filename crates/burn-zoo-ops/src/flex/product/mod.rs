@@ -1,7 +1,9 @@
-//! Products of matrices anywhere in memory: on the tiles of processors that have them, by the `gemm` crate on others.
+//! Products of matrices anywhere in memory: of few rows as fast as memory is, of more on the tiles of processors that have
+//! them, by the `gemm` crate on others.
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
+pub(super) mod few_rows;
 
 use gemm::{Parallelism, gemm};
 use rayon::prelude::*;
@@ -87,6 +89,10 @@ pub(super) unsafe fn product(
     right: Matrix,
     is_parallel: bool,
 ) {
+    // SAFETY: as promised.
+    if unsafe { few_rows::product([m, n, k], target, start, left, right, is_parallel) } {
+        return;
+    }
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     // SAFETY: as promised.
     if unsafe { amx::product([m, n, k], target, start, left, right, is_parallel) } {
@@ -305,12 +311,14 @@ mod tests {
 
         #[test]
         fn products_are_sums_of_products(
-            sizes @ [m, n, k] in [1usize..150, 1usize..150, 0usize..150],
+            m in prop_oneof![1usize..10, 10usize..150],
+            [n, k] in [1usize..150, 0usize..150],
             by_column in any::<[bool; 2]>(),
             begins in 0..3,
             is_across in any::<bool>(),
             is_parallel in any::<bool>(),
         ) {
+            let sizes = [m, n, k];
             let (left, right, row) = (numbers(m * k, 7), numbers(k * n, 9), numbers(n, 5));
             let left = matrix(&left, [m, k], by_column[0]);
             let right = matrix(&right, [k, n], by_column[1]);

@@ -6,10 +6,14 @@
 use macerator::{Scalar, Simd, vload_unaligned};
 use rayon::prelude::*;
 
-use super::simd::{Kernel, add_up, mul_add, run};
+use super::{Matrix, Start};
+use crate::flex::simd::{Kernel, add_up, mul_add, run};
+
+/// Up to so many rows, a product on all threads takes as long as reading the matrix.
+const FEW: usize = 8;
 
 /// Places of the matrix that are read side by side.
-const STREAMS: usize = 8;
+pub(in crate::flex) const STREAMS: usize = 8;
 
 /// Values of the matrix that a thread takes at a time, columns: 512 kB. It does not depend on the number of threads, so
 /// neither does the result.
@@ -26,7 +30,7 @@ const COLUMNS: usize = 512;
 
 /// How the values of a matrix of `[inner, width]` lie.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Order {
+pub(in crate::flex) enum Order {
     /// Row after row.
     Rows,
     /// Column after column, as those of an embedding that is also the output layer.
@@ -35,7 +39,7 @@ pub(super) enum Order {
 
 impl Order {
     /// That of a matrix with these strides, if it has no gaps.
-    pub(super) fn of([inner, width]: [usize; 2], strides: [isize; 2]) -> Option<Self> {
+    pub(in crate::flex) fn of([inner, width]: [usize; 2], strides: [isize; 2]) -> Option<Self> {
         match strides {
             [row, 1] if row == width as isize => Some(Self::Rows),
             [1, column] if column == inner as isize => Some(Self::Columns),
@@ -44,24 +48,78 @@ impl Order {
     }
 }
 
+/// As [`super::product`]. Returns whether it has done it: not for more than few rows, nor where values have
+/// gaps.
+///
+/// # Safety
+///
+/// As that one's.
+pub(super) unsafe fn product(
+    [rows, width, inner]: [usize; 3],
+    target: Matrix,
+    start: Start,
+    left: Matrix,
+    right: Matrix,
+    is_parallel: bool,
+) -> bool {
+    let few = if is_parallel { FEW } else { 1 };
+    let has_gaps = |matrix: Matrix, width: usize| {
+        matrix.strides[1] != 1 || rows > 1 && matrix.strides[0] != width as isize
+    };
+    let Some(order) = Order::of([inner, width], right.strides) else {
+        return false;
+    };
+    let is_empty = rows * width * inner == 0;
+    if rows > few || is_empty || has_gaps(left, inner) || has_gaps(target, width) {
+        return false;
+    }
+    // SAFETY: the matrices have these sizes and no gaps, and the target is written before it is read.
+    let (inputs, weights, output) = unsafe {
+        match start {
+            Start::Zero => target.values.write_bytes(0, rows * width),
+            Start::Row(row) => (0..rows).for_each(|index| {
+                let target = target.skip(index, 0).values;
+                target.copy_from_nonoverlapping(row.as_ptr(), width);
+            }),
+            Start::Target => {}
+        }
+        (
+            std::slice::from_raw_parts(left.values, rows * inner),
+            std::slice::from_raw_parts(right.values, inner * width),
+            std::slice::from_raw_parts_mut(target.values, rows * width),
+        )
+    };
+    add_product(
+        inputs,
+        weights,
+        order,
+        output,
+        [rows, width, inner],
+        is_parallel,
+    );
+    true
+}
+
 /// Adds `inputs · weights`, `[rows, inner] · [inner, width]`, to `output`.
-pub(super) fn add_product(
+fn add_product(
     inputs: &[f32],
     weights: &[f32],
     order: Order,
-    width: usize,
     output: &mut [f32],
+    [rows, width, inner]: [usize; 3],
+    is_parallel: bool,
 ) {
-    let inner = weights.len() / width;
     let (line, piece) = match order {
         Order::Rows => (width, ROWS_PIECE.max(weights.len() / PARTS)),
         Order::Columns => (inner, PIECE),
     };
-    let lines = piece.div_ceil(line);
-    let pieces = weights.par_chunks(lines * line).enumerate();
+    let lines = match is_parallel {
+        true => piece.div_ceil(line),
+        false => weights.len() / line,
+    };
     match order {
         Order::Rows => {
-            let sums = pieces.map(|(number, weights)| {
+            let sums = each(weights, lines * line, |number, weights| {
                 run(RowSums {
                     inputs,
                     inner,
@@ -71,21 +129,19 @@ pub(super) fn add_product(
                     n_outputs: output.len(),
                 })
             });
-            let sums: Vec<Vec<f32>> = sums.collect();
             let total = add_up(output.len(), &sums);
             output.iter_mut().zip(total).for_each(|(y, sum)| *y += sum);
         }
         Order::Columns => {
-            let products = pieces.map(|(_, weights)| {
+            let products = each(weights, lines * line, |_, weights| {
                 run(Dots {
                     inputs,
                     inner,
                     weights,
                 })
             });
-            let products: Vec<Vec<f32>> = products.collect();
             for (number, products) in products.iter().enumerate() {
-                let n = products.len() / (output.len() / width);
+                let n = products.len() / rows;
                 for (row, products) in output.chunks_mut(width).zip(products.chunks(n)) {
                     let target = &mut row[number * lines..][..n];
                     target
@@ -94,6 +150,23 @@ pub(super) fn add_product(
                         .for_each(|(y, sum)| *y += sum);
                 }
             }
+        }
+    }
+}
+
+/// The results of pieces with their numbers. A single one is not worth another thread.
+fn each<R: Send>(
+    weights: &[f32],
+    length: usize,
+    work: impl Fn(usize, &[f32]) -> R + Sync,
+) -> Vec<R> {
+    match length >= weights.len() {
+        true => vec![work(0, weights)],
+        false => {
+            let pieces = weights.par_chunks(length).enumerate();
+            pieces
+                .map(|(number, weights)| work(number, weights))
+                .collect()
         }
     }
 }
@@ -148,10 +221,10 @@ impl Kernel for RowSums<'_> {
 }
 
 /// The products of the input with some columns of the matrix, all of the first row, then of the next.
-pub(super) struct Dots<'a> {
-    pub(super) inputs: &'a [f32],
-    pub(super) inner: usize,
-    pub(super) weights: &'a [f32],
+pub(in crate::flex) struct Dots<'a> {
+    pub(in crate::flex) inputs: &'a [f32],
+    pub(in crate::flex) inner: usize,
+    pub(in crate::flex) weights: &'a [f32],
 }
 
 impl Kernel for Dots<'_> {
