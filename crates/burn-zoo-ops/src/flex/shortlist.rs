@@ -169,7 +169,7 @@ pub(super) fn best(
     let lowest = limits().fold(f32::NEG_INFINITY, |most, [low, _]| most.max(*low));
     let candidates = (0..)
         .zip(limits())
-        .filter(|(_, [_, high])| !(*high < lowest));
+        .filter(|(_, [_, high])| high.is_nan() || *high >= lowest);
 
     let start = weight.layout().start_offset();
     let weights = &weight.storage::<f32>()[start..];
