@@ -11,8 +11,8 @@ use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData, activation};
 use burn_zoo::backend::FoundDevice;
 use burn_zoo::ops::{
     Activation, AdamWStep, AttentionMask, ClassLoss, NormKind, Scoring, Shortlist, activate,
-    activated_linear, adamw, attention, dropout, linear, negative_log_likelihood, normalize,
-    projected_loss,
+    activated_linear, adamw, attention, dropout, gated_linear, linear, negative_log_likelihood,
+    normalize, projected_loss,
 };
 use common::{
     assert_close, data, devices, normal, normal_density, normal_distribution, processor, values,
@@ -1127,6 +1127,23 @@ fn sixteen_bits_are_read_as_well() {
 
 fn check_sixteen_bits(device: &Device, dtype: FloatDType, name: &str) {
     let device = device.clone().autodiff();
+    // Far from 0 slopes are 0 or 1, and squares and cubes too large for 16 bits.
+    let far = [-300.0, -100.0, -70.0, 70.0, 100.0, 300.0];
+    for activation in [
+        Activation::Relu,
+        Activation::Gelu,
+        Activation::GeluTanh,
+        Activation::Silu,
+        Activation::Tanh,
+    ] {
+        let far = Tensor::<1>::from_data(data(&far, [6]), &device).cast(dtype);
+        let far = far.require_grad();
+        let grads = activate(far.clone(), activation).sum().backward();
+        let right = f64::from(u8::from(activation != Activation::Tanh));
+        let expected = [0.0, 0.0, 0.0, right, right, right];
+        let slopes = values(far.grad(&grads).unwrap());
+        assert_close(&slopes, &expected, 1e-2, &format!("{name}, {activation:?}"));
+    }
     let half = |seed, shape: [usize; 2]| {
         let x = Tensor::<2>::from_data(data(&normal(seed, shape[0] * shape[1]), shape), &device);
         x.cast(dtype)
@@ -1434,6 +1451,15 @@ fn gradients_skip_what_is_not_tracked() {
             let grads = output.sum().backward();
             let found_grads = [input.grad(&grads).is_some(), weight.grad(&grads).is_some()];
             assert_eq!(found_grads, learns, "{}", found.name);
+            let (gate, bias) = (matrix(6), Tensor::<1>::ones([3], &device).require_grad());
+            let transposed = weight.clone().transpose();
+            let (up, relu) = (input.clone(), Activation::Relu);
+            let output = gated_linear(gate.clone(), up, relu, transposed, Some(bias.clone()));
+            let grads = output.sum().backward();
+            let found_grads = [input.grad(&grads).is_some(), weight.grad(&grads).is_some()];
+            assert_eq!(found_grads, learns, "{}", found.name);
+            assert!(gate.grad(&grads).is_none(), "{}", found.name);
+            assert_eq!(values(bias.grad(&grads).unwrap()), [3.0; 3]);
         }
         assert!(
             query.grad(&grads).is_none() && key.grad(&grads).is_none(),
@@ -1508,6 +1534,73 @@ fn a_shortlist_finds_what_the_logits_say() {
             }
         }
     }
+}
+
+/// Few classes that are not zero, among so many that there is a shortlist.
+fn check_shortlist(rows: &[Vec<f32>], input: &[f32], best: i64) {
+    let width = input.len();
+    let n = (1 << 22) / width + 1;
+    let mut values = vec![0.0; n * width];
+    for (class, row) in rows.iter().enumerate() {
+        values[class * width..][..width].copy_from_slice(row);
+    }
+    let table = Tensor::<2>::from_data(TensorData::new(values, [n, width]), &processor());
+    let weight = table.transpose();
+    let input = TensorData::new(input.to_vec(), [1, width]);
+    let input = Tensor::<2>::from_data(input, &processor());
+    let shortlist = Shortlist::of(weight.clone()).expect("it is large enough");
+    let by_logits = best_by_logits(input.clone(), weight.clone(), None);
+    assert_eq!(by_logits, best, "the case is as it is meant");
+    let found = best_by_shortlist(&shortlist, input, weight, None);
+    assert_eq!(found, best);
+}
+
+/// Copies that are off by nearly the bound, and sums that are nearly too large for whole numbers.
+#[test]
+fn a_shortlist_is_right_at_its_bounds() {
+    let with = |first: f32, rest: f32, width: usize| [vec![first], vec![rest; width - 1]].concat();
+    // The copy of class 1 is 127 and zeros, so its logit, which is the highest, counts as 0. That of class 0 is nearly exact.
+    let input = with(0.0, 1.0, 96);
+    check_shortlist(&[with(0.0, 0.44, 96), with(127.0, 0.49, 96)], &input, 1);
+    // The same of the input: all but the first count as 0. Rounding of the weights alone would leave too few classes, if it were
+    // only that of the largest.
+    let input = with(32_000.0, 0.49, 96);
+    check_shortlist(&[with(0.0, 0.9, 96), with(0.0, 1.0, 96)], &input, 1);
+    for width in [768, 3000] {
+        let (ones, more) = (vec![1.0; width], vec![1.001; width]);
+        check_shortlist(&[ones, more.clone(), more.clone()], &vec![5.0; width], 1);
+        check_shortlist(&[more.clone(), vec![-1.1; width]], &vec![-5.0; width], 1);
+    }
+}
+
+/// What the copy cannot answer, the logits do: several rows, a matrix that lies otherwise, and too many classes alike.
+#[test]
+fn a_shortlist_leaves_to_the_logits_what_it_cannot_say() {
+    let table = classes(64);
+    let [n, width] = table.dims();
+    let weight = table.clone().transpose();
+    let shortlist = Shortlist::of(weight.clone()).expect("it is large enough");
+    let rows = table.clone().narrow(0, 40, 3);
+    let best = shortlist.best(rows.clone(), weight.clone(), None);
+    let best: Vec<i64> = best.into_data().iter().collect();
+    let row = |index| rows.clone().narrow(0, index, 1);
+    let expected = [0, 1, 2].map(|index| best_by_logits(row(index), weight.clone(), None));
+    assert_eq!(best, expected);
+    let copy = Tensor::<2>::from_data(weight.clone().into_data(), &processor());
+    assert_eq!(
+        best_by_shortlist(&shortlist, row(1), copy, None),
+        expected[1]
+    );
+    // Not a number is not higher than any, as it is for the logits.
+    let mut bias = vec![0.0f32; n];
+    bias[3] = f32::NAN;
+    let bias = Tensor::<1>::from_data(bias.as_slice(), &processor());
+    let found = best_by_shortlist(&shortlist, row(1), weight, Some(bias));
+    assert_eq!(found, expected[1]);
+    let alike = Tensor::<2>::ones([n, width], &processor()).transpose();
+    let shortlist = Shortlist::of(alike.clone()).expect("it is large enough");
+    let found = best_by_shortlist(&shortlist, row(1), alike.clone(), None);
+    assert_eq!(found, best_by_logits(row(1), alike, None));
 }
 
 #[test]

@@ -98,6 +98,6 @@ impl FeedForward {
     pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
         let gate = self.gate.as_ref().map(|gate| gate.forward(input.clone()));
         let up = self.up.forward(input);
-        self.down.forward_activated(up, gate, self.activation)
+        self.down.forward_activated(gate, up, self.activation)
     }
 }

@@ -43,8 +43,8 @@ impl Linear {
     /// The same of `activation(up)`, or `activation(gate) ∘ up`, which is not kept for the gradient.
     pub(crate) fn forward_activated<const D: usize>(
         &self,
-        up: Tensor<D>,
         gate: Option<Tensor<D>>,
+        up: Tensor<D>,
         activation: Activation,
     ) -> Tensor<D> {
         if self.lora.is_some() {

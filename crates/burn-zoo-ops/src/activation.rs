@@ -90,11 +90,11 @@ pub(crate) fn composed_backward<B: Backend>(
         Activation::GeluTanh => {
             let input = near(input);
             let [argument, slope] = tanh_argument::<B>(input.clone());
-            sigmoid_slope::<B>(B::float_mul(input, slope), argument)
+            sigmoid_slope::<B>(input, argument, Some(slope))
         }
         Activation::Silu => {
             let input = near(input);
-            sigmoid_slope::<B>(input.clone(), input)
+            sigmoid_slope::<B>(input.clone(), input, None)
         }
         Activation::Tanh => {
             let output = B::float_tanh(input);
@@ -105,11 +105,19 @@ pub(crate) fn composed_backward<B: Backend>(
     B::float_mul(grad, slope)
 }
 
-/// `s + x z' s (1 − s)` with `s = σ(z)`, the slope of `x σ(z)`, of `x z'` and `z`.
-fn sigmoid_slope<B: Backend>(change: FloatTensor<B>, argument: FloatTensor<B>) -> FloatTensor<B> {
+/// `s + x s (1 − s) z'` with `s = σ(z)`, the slope of `x σ(z)`. Without a slope `z'`, it is 1. In this order 16 bits have room.
+fn sigmoid_slope<B: Backend>(
+    input: FloatTensor<B>,
+    argument: FloatTensor<B>,
+    slope: Option<FloatTensor<B>>,
+) -> FloatTensor<B> {
     let gate = B::sigmoid(argument);
     let rest = B::float_add_scalar(B::float_neg(gate.clone()), 1.0.into());
-    let change = B::float_mul(B::float_mul(change, gate.clone()), rest);
+    let change = B::float_mul(B::float_mul(input, gate.clone()), rest);
+    let change = match slope {
+        Some(slope) => B::float_mul(change, slope),
+        None => change,
+    };
     B::float_add(gate, change)
 }
 

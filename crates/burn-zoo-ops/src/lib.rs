@@ -501,15 +501,16 @@ pub fn linear<const D: usize>(
     weight: Tensor<2>,
     bias: Option<Tensor<1>>,
 ) -> Tensor<D> {
-    let affine = affine_of(&input, weight, bias);
+    let affine = affine_of("linear", &input, weight, bias);
     Tensor::from_dispatch(<burn::backend::Dispatch as TransformerOps>::affine_map(
         input.into_dispatch(),
         affine,
     ))
 }
 
-/// The matrix and bias of a linear layer that fit its input.
+/// The matrix and bias of a linear layer that fit the input of an operation.
 fn affine_of<const D: usize>(
+    operation: &str,
     input: &Tensor<D>,
     weight: Tensor<2>,
     bias: Option<Tensor<1>>,
@@ -518,11 +519,11 @@ fn affine_of<const D: usize>(
     assert_eq!(
         input.dims().last(),
         Some(&d_input),
-        "linear: the input must have the rows of the weight as its last dimension"
+        "{operation}: the input must have the rows of the weight as its last dimension"
     );
     assert!(
         bias.as_ref().is_none_or(|bias| bias.dims() == [d_output]),
-        "linear: the bias must have the columns of the weight ({d_output})"
+        "{operation}: the bias must have the columns of the weight ({d_output})"
     );
     Affine::new(weight.into_dispatch(), bias.map(Tensor::into_dispatch))
 }
@@ -557,7 +558,7 @@ pub fn activated_linear<const D: usize>(
     weight: Tensor<2>,
     bias: Option<Tensor<1>>,
 ) -> Tensor<D> {
-    let affine = affine_of(&input, weight, bias);
+    let affine = affine_of("activated_linear", &input, weight, bias);
     Tensor::from_dispatch(<burn::backend::Dispatch as TransformerOps>::activated_map(
         PreActivation::Plain(input.into_dispatch()),
         activation,
@@ -565,7 +566,15 @@ pub fn activated_linear<const D: usize>(
     ))
 }
 
-/// `(activation(gate) ∘ up) W + b`, as [`activated_linear`] is to [`activate`], so to [`gate`].
+/// `(activation(gate) ∘ up) W + b`, the second half of a gated feed-forward network. As of [`activated_linear`], its gradient keeps
+/// gate and up alone.
+///
+/// # Shapes
+///
+/// - `gate`, `up`: `[.., d_input]`
+/// - `weight`: `[d_input, d_output]`
+/// - `bias`: `[d_output]`
+/// - output: `[.., d_output]`
 ///
 /// # Panics
 ///
@@ -578,7 +587,7 @@ pub fn gated_linear<const D: usize>(
     bias: Option<Tensor<1>>,
 ) -> Tensor<D> {
     check_gate(&gate, &up);
-    let affine = affine_of(&up, weight, bias);
+    let affine = affine_of("gated_linear", &up, weight, bias);
     Tensor::from_dispatch(<burn::backend::Dispatch as TransformerOps>::activated_map(
         PreActivation::Gated(gate.into_dispatch(), up.into_dispatch()),
         activation,
@@ -802,19 +811,16 @@ pub fn projected_loss(
     classes: Tensor<1, Int>,
     loss: ClassLoss,
 ) -> Tensor<1> {
-    let ([rows, width], [d_input, n_classes]) = (input.dims(), weight.dims());
+    let [rows, _] = input.dims();
     assert!(
         rows > 0 && classes.dims() == [rows],
         "projected_loss: there must be rows, and each needs a class"
     );
-    assert!(
-        width == d_input && bias.as_ref().is_none_or(|bias| bias.dims() == [n_classes]),
-        "projected_loss: the input must have the rows of the weight as its last dimension, and the bias its columns"
-    );
+    let affine = affine_of("projected_loss", &input, weight, bias);
     Tensor::from_dispatch(
         <burn::backend::Dispatch as TransformerOps>::class_projection_loss(
             input.into_dispatch(),
-            Affine::new(weight.into_dispatch(), bias.map(Tensor::into_dispatch)),
+            affine,
             classes.into_dispatch(),
             loss,
         ),

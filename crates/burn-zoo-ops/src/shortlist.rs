@@ -70,7 +70,7 @@ impl Shortlist {
             [n_classes, d_input],
             "shortlist: it must be of this weight"
         );
-        let affine = affine_of(&input, weight, bias);
+        let affine = affine_of("shortlist", &input, weight, bias);
         Tensor::from_dispatch(<burn::backend::Dispatch as TransformerOps>::best_class(
             input.into_dispatch(),
             affine,

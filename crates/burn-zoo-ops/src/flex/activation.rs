@@ -13,7 +13,7 @@ use crate::{
     activation::{TANH_CUBE, TANH_SCALE},
 };
 
-/// Here an activation is 0 or `x`.
+/// Here an activation that is made of `x` and a sigmoid is 0 or `x`.
 const FAR: f32 = 100.0;
 
 /// `x`, but no further below 0: infinity times 0 is not a number.
@@ -61,7 +61,7 @@ impl Unary for Relu {
 impl Binary for Relu {
     #[inline(always)]
     fn apply<S: Simd>(self, x: f32, grad: f32) -> f32 {
-        if x > 0.0 { grad } else { 0.0 }
+        if x <= 0.0 { 0.0 } else { grad }
     }
 }
 

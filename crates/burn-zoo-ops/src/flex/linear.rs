@@ -23,9 +23,10 @@ pub(super) fn forward(input: FlexTensor, affine: Affine<Flex>) -> FlexTensor {
     let (input, range) = contiguous(input);
     let input = &input.storage::<f32>()[range];
     let rows = shape[..last].iter().product::<usize>();
+    assert_eq!(input.len(), rows * inner, "the input has the weight's rows");
     let mut output = Vec::new();
     let start = match &bias {
-        Some((bias, range)) => Start::Row(&bias.storage::<f32>()[range.clone()]),
+        Some((bias, range)) => Start::Row(&bias.storage::<f32>()[range.clone()][..width]),
         None => Start::Zero,
     };
     let strides = weight.layout().strides();

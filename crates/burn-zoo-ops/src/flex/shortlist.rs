@@ -15,6 +15,9 @@ const LARGE: usize = 1 << 22;
 /// The largest number of the copy.
 const LARGEST: f32 = 127.0;
 
+/// One of so many classes is few.
+const FEW: usize = 16;
+
 /// Numbers of the copy that a thread takes at a time.
 const PIECE: usize = 1 << 18;
 
@@ -59,17 +62,20 @@ impl Kernel for Round<'_> {
     }
 }
 
+/// The values of a matrix that lies column by column.
+fn columns(weight: &FlexTensor) -> Option<&[f32]> {
+    let sizes = weight.layout().shape().dims();
+    let strides = weight.layout().strides();
+    let order = Order::of(sizes, [strides[0], strides[1]])?;
+    let start = weight.layout().start_offset();
+    (order == Order::Columns).then(|| &weight.storage::<f32>()[start..][..sizes[0] * sizes[1]])
+}
+
 /// Numbers `[n_classes, d_input]` and scales `[n_classes]` of a matrix `[d_input, n_classes]`, unless it is one for which they
 /// do not pay or promise nothing.
 pub(super) fn of(weight: &FlexTensor) -> Option<(FlexTensor, FlexTensor)> {
+    let weights = columns(weight).filter(|weights| weights.len() >= LARGE)?;
     let [d_input, n_classes] = weight.layout().shape().dims();
-    let strides = weight.layout().strides();
-    let order = Order::of([d_input, n_classes], [strides[0], strides[1]])?;
-    if order != Order::Columns || d_input * n_classes < LARGE {
-        return None;
-    }
-    let start = weight.layout().start_offset();
-    let weights = &weight.storage::<f32>()[start..][..d_input * n_classes];
     let mut numbers = vec![0i8; weights.len()];
     let classes = numbers
         .par_chunks_mut(d_input)
@@ -119,7 +125,8 @@ impl Kernel for WholeDots<'_> {
 ///
 /// A value of the matrix is `s q + e` with `|e| ≤ s / 2`, one of the row `t z + f` with `|f| ≤ t / 2`, where `s` is the scale of
 /// the class, and `q` and `z` are whole numbers. So `s t Σ q z` differs from the logit by at most
-/// `s (Σ|x| / 2 + 127 n t / 2)`, and the logit in 32 bits from that by the rounding of its `n` terms.
+/// `s (Σ|x| / 2 + 127 n t / 2)`, and the logit in 32 bits from that by the rounding of its `n` terms, for which twice as much is added
+/// as they need: it is also for the rounding of what `q` and `z` are rounded from.
 pub(super) fn best(
     input: FlexTensor,
     affine: Affine<Flex>,
@@ -136,6 +143,7 @@ pub(super) fn best(
         return None;
     }
     let (weight, bias) = affine.into_parts();
+    let weights = columns(&weight)?;
     let bias = bias.map(contiguous);
     let bias = bias
         .as_ref()
@@ -170,10 +178,12 @@ pub(super) fn best(
     let candidates = (0..)
         .zip(limits())
         .filter(|(_, [_, high])| high.is_nan() || *high >= lowest);
-
-    let start = weight.layout().start_offset();
-    let weights = &weight.storage::<f32>()[start..];
-    let logits = candidates.map(|(class, _)| {
+    let candidates: Vec<usize> = candidates.map(|(class, _)| class).collect();
+    // So many are faster all at once.
+    if candidates.len() > scales.len() / FEW {
+        return None;
+    }
+    let logits = candidates.into_iter().map(|class| {
         let weights = &weights[class * n..][..n];
         let product = run(Dots {
             inputs: input,
@@ -182,6 +192,8 @@ pub(super) fn best(
         });
         (class, bias(class) + product[0])
     });
+    // One that is not a number is not higher than any, and none is higher than it.
+    let logits = logits.filter(|(class, logit)| *class == 0 || !logit.is_nan());
     let (best, _) = logits.reduce(|best, next| if next.1 > best.1 { next } else { best })?;
     let best = i32::try_from(best).ok()?;
     Some(FlexTensor::from_data(TensorData::new(vec![best], [1])))

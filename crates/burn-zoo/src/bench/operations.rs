@@ -294,6 +294,7 @@ pub fn operations(sizes: LayerSizes, device: &Device) -> Vec<Operation> {
 
     // Small, as embeddings are: large logits have probabilities so small that processors take long for them.
     let embedding = random::<2>([vocab_size, d_model], 0.02, &device);
+    let plain_embedding = embedding.clone().inner();
     let hidden = matrix(rows, d_model);
     let classes = Tensor::<1, Int>::arange(0..rows as i64, &device) % vocab_size as i64;
     let (x, w, ids) = (hidden.clone(), embedding.clone(), classes.clone());
@@ -344,11 +345,6 @@ pub fn operations(sizes: LayerSizes, device: &Device) -> Vec<Operation> {
     );
 
     let plain = device.clone().inner();
-    let plain_embedding = Tensor::<2>::random(
-        [vocab_size, d_model],
-        Distribution::Normal(0.0, 0.02),
-        &plain,
-    );
     if let Some(shortlist) = Shortlist::of(plain_embedding.clone().transpose()) {
         let hidden = Tensor::<2>::random([1, d_model], Distribution::Normal(0.0, 1.0), &plain);
         let (x, w) = (hidden.clone(), plain_embedding.clone());

@@ -70,7 +70,7 @@ unsafe impl Sync for Matrix {}
 pub(super) enum Start<'a> {
     /// Nothing: the target need not be written before.
     Zero,
-    /// This row, in each row of the target, which need not be written before.
+    /// This row, as long as those of the target, in each of them. They need not be written before.
     Row(&'a [f32]),
     /// What the target has.
     Target,
