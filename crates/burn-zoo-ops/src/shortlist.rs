@@ -1,10 +1,10 @@
 //! The highest of many logits without the others.
 
 use burn::backend::{
-    Backend, TensorMetadata,
+    Backend, TensorMetadata, get_or_init_device_settings,
     tensor::{Device, FloatTensor, IntTensor},
 };
-use burn::tensor::{FloatDType, Int, IntDType, Shape, Tensor};
+use burn::tensor::{FloatDType, Int, Shape, Tensor};
 
 use crate::{Affine, TransformerOps, affine_of};
 
@@ -82,8 +82,9 @@ impl Shortlist {
 
 /// Nothing, as it is where it does not pay.
 pub(crate) fn none<B: Backend>(device: &Device<B>) -> (IntTensor<B>, FloatTensor<B>) {
+    let int_dtype = get_or_init_device_settings::<B>(device).int_dtype;
     (
-        B::int_zeros(Shape::new([0, 0]), device, IntDType::I32),
+        B::int_zeros(Shape::new([0, 0]), device, int_dtype),
         B::float_zeros(Shape::new([0]), device, FloatDType::F32),
     )
 }
@@ -95,6 +96,7 @@ pub(crate) fn composed_best<B: TransformerOps>(
 ) -> IntTensor<B> {
     let logits = B::affine_map(input, affine);
     let rows = logits.shape()[0];
-    let best = B::float_argmax(logits, 1, IntDType::I32);
+    let int_dtype = get_or_init_device_settings::<B>(&logits.device()).int_dtype;
+    let best = B::float_argmax(logits, 1, int_dtype);
     B::int_reshape(best, Shape::new([rows]))
 }
