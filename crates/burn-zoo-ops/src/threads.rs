@@ -115,24 +115,34 @@ pub fn at_once<T: Send, R: Send>(
         let pools = Pools::take(items.len());
         let seeds: Vec<u64> = items.iter().map(|_| draw()).collect();
         let compute = &compute;
-        return std::thread::scope(|scope| {
-            let items = items.into_iter().zip(seeds).zip(&pools.0);
-            // From a thread of no pool: one of another would take other work while it waits.
-            let running: Vec<_> = items
-                .map(|((item, seed), pool)| {
-                    scope.spawn(move || pool.install(|| with_stream(seed, || compute(seed, item))))
-                })
-                .collect();
-            let results = running.into_iter().map(|thread| match thread.join() {
-                Ok(result) => result,
-                Err(panic) => std::panic::resume_unwind(panic),
-            });
-            results.collect()
+        let mut results: Vec<Option<R>> = items.iter().map(|_| None).collect();
+        let jobs = items.into_iter().zip(seeds).zip(&mut results);
+        let jobs = jobs.map(|((item, seed), result)| {
+            move || *result = Some(with_stream(seed, || compute(seed, item)))
         });
+        in_pools(&pools.0, jobs);
+        return results.into_iter().flatten().collect();
     }
     let items = items.into_iter().enumerate();
     let results = items.map(|(number, item)| compute(number as u64, item));
     awake(device, || results.collect())
+}
+
+/// Runs each job in a pool of its own, and waits for all. Threads that were made for it and ended with it would each leave some
+/// memory behind where LibTorch is linked.
+#[cfg(feature = "flex")]
+fn in_pools<'scope, J: FnOnce() + Send + 'scope>(
+    pools: &'scope [rayon::ThreadPool],
+    mut jobs: impl Iterator<Item = J>,
+) {
+    if let Some((pool, rest)) = pools.split_first()
+        && let Some(job) = jobs.next()
+    {
+        pool.in_place_scope(|scope| {
+            scope.spawn(|_| job());
+            in_pools(rest, jobs);
+        });
+    }
 }
 
 /// On how many cores things can be computed [`at_once`] with a device. None where one follows the other.
