@@ -133,7 +133,7 @@ fn check_rotary(sizes: Heads, device: &Device, name: &str) {
     .check(device);
 }
 
-const ACTIVATIONS: [Activation; 5] = [
+pub const ACTIVATIONS: [Activation; 5] = [
     Activation::Relu,
     Activation::Gelu,
     Activation::GeluTanh,

@@ -6,7 +6,7 @@ use macerator::Simd;
 use rayon::prelude::*;
 
 use super::product::few_rows::{Dots, Order, STREAMS};
-use super::simd::{Kernel, contiguous, run, tensor};
+use super::simd::{Kernel, ROUND, contiguous, run, tensor};
 use crate::Affine;
 
 /// A matrix of fewer values stays in a cache.
@@ -32,8 +32,6 @@ fn size(values: &[f32]) -> f32 {
 /// A number rounded to a whole one, of at most 22 bits.
 #[inline(always)]
 fn whole(value: f32) -> i32 {
-    // Adding it leaves whole numbers in the lowest bits.
-    const ROUND: f32 = 12_582_912.0;
     (value + ROUND).to_bits() as i32 - ROUND.to_bits() as i32
 }
 

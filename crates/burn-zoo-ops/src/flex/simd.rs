@@ -17,6 +17,9 @@ const PARALLEL: usize = 1 << 14;
 /// Numbers that are added up side by side: two of the widest vectors.
 const LANES: usize = 32;
 
+/// Adding it rounds to whole numbers, and leaves them in the lowest bits.
+pub(super) const ROUND: f32 = 12_582_912.0;
+
 /// A loop over part of its data.
 pub(super) trait Kernel {
     /// What it returns.
@@ -66,8 +69,6 @@ fn polynomial<S: Simd, const N: usize>(x: f32, coefficients: [f32; N]) -> f32 {
 pub(super) fn exp<S: Simd>(x: f32) -> f32 {
     const LOWEST: f32 = -87.3;
     const HIGHEST: f32 = 88.722_84;
-    // Adding it rounds to whole numbers, and leaves them in the lowest bits.
-    const ROUND: f32 = 12_582_912.0;
     // ln 2 in two parts, of which the first times a small whole number is exact (Cody and Waite 1980).
     const LN_2: [f32; 2] = [355.0 / 512.0, -2.121_944_4e-4];
     // (eʳ - 1 - r) / r² for |r| ≤ ln 2 / 2.
