@@ -607,8 +607,8 @@ fn the_cache_works_on_every_backend() {
     }
 }
 
-/// The most likely tokens are those of whole forward passes on every backend, also where a shortlist of a large vocabulary finds
-/// them.
+/// The most likely tokens are those of whole forward passes on every backend, also where a copy in 8 bits of a large vocabulary's
+/// head finds them.
 #[test]
 fn the_most_likely_tokens_are_those_of_whole_forward_passes() {
     for found in devices() {

@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData, activation};
 use burn_zoo::backend::FoundDevice;
 use burn_zoo::ops::{
-    Activation, AdamWStep, AttentionMask, ClassLoss, NormKind, Scoring, Shortlist, activate,
+    Activation, AdamWStep, AttentionMask, ClassLoss, NormKind, Quantized, Scoring, activate,
     activated_linear, adamw, attention, dropout, gated_linear, linear, negative_log_likelihood,
     normalize, projected_loss,
 };
@@ -1463,7 +1463,7 @@ fn gradients_skip_what_is_not_tracked() {
     }
 }
 
-/// A table of classes that is large enough for a shortlist, and some that are hard to tell apart: two that are the same, two
+/// Many classes, and some that are hard to tell apart: two that are the same, two
 /// that differ in the last digit, one that is zero, one that is much larger than the others, one that is tiny.
 fn classes(width: usize) -> Tensor<2> {
     let n = (1 << 22) / width + 5;
@@ -1491,23 +1491,23 @@ fn best_by_logits(input: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) 
     best as i64
 }
 
-fn best_by_shortlist(
-    shortlist: &Shortlist,
+fn best_by_copy(
+    quantized: &Quantized,
     input: Tensor<2>,
     weight: Tensor<2>,
     bias: Option<Tensor<1>>,
 ) -> i64 {
-    let best = shortlist.best(input, weight, bias);
+    let best = quantized.best(input, weight, bias);
     best.into_data().iter::<i64>().next().unwrap()
 }
 
 #[test]
-fn a_shortlist_finds_what_the_logits_say() {
+fn a_copy_in_8_bits_finds_what_the_logits_say() {
     for width in [33, 96] {
         let table = classes(width);
         let weight = table.clone().transpose();
         let [n, _] = table.dims();
-        let shortlist = Shortlist::of(weight.clone()).expect("it is large enough");
+        let quantized = Quantized::of(weight.clone()).expect("it is finite");
         let row = |class: usize| table.clone().narrow(0, class, 1);
         let random = |seed| Tensor::from_data(data(&normal(seed, width), [1, width]), &processor());
         let inputs = [20, 21, 31, 32].map(row).into_iter();
@@ -1522,7 +1522,7 @@ fn a_shortlist_finds_what_the_logits_say() {
                 for input in &inputs {
                     let input = input.clone() * factor;
                     let expected = best_by_logits(input.clone(), weight.clone(), bias.clone());
-                    let found = best_by_shortlist(&shortlist, input, weight.clone(), bias.clone());
+                    let found = best_by_copy(&quantized, input, weight.clone(), bias.clone());
                     assert_eq!(found, expected, "width {width}, times {factor}");
                 }
             }
@@ -1530,8 +1530,8 @@ fn a_shortlist_finds_what_the_logits_say() {
     }
 }
 
-/// Few classes that are not zero, among so many that there is a shortlist.
-fn check_shortlist(rows: &[Vec<f32>], input: &[f32], best: i64) {
+/// Few classes that are not zero, among many.
+fn check_best(rows: &[Vec<f32>], input: &[f32], best: i64) {
     let width = input.len();
     let n = (1 << 22) / width + 1;
     let mut values = vec![0.0; n * width];
@@ -1542,85 +1542,155 @@ fn check_shortlist(rows: &[Vec<f32>], input: &[f32], best: i64) {
     let weight = table.transpose();
     let input = TensorData::new(input.to_vec(), [1, width]);
     let input = Tensor::<2>::from_data(input, &processor());
-    let shortlist = Shortlist::of(weight.clone()).expect("it is large enough");
+    let quantized = Quantized::of(weight.clone()).expect("it is finite");
     let by_logits = best_by_logits(input.clone(), weight.clone(), None);
     assert_eq!(by_logits, best, "the case is as it is meant");
-    let found = best_by_shortlist(&shortlist, input, weight, None);
+    let found = best_by_copy(&quantized, input, weight, None);
     assert_eq!(found, best);
 }
 
 /// Copies that are off by nearly the bound, and sums that are nearly too large for whole numbers.
 #[test]
-fn a_shortlist_is_right_at_its_bounds() {
+fn a_copy_in_8_bits_is_right_at_its_bounds() {
     let with = |first: f32, rest: f32, width: usize| [vec![first], vec![rest; width - 1]].concat();
     // The copy of class 1 is 127 and zeros, so its logit, which is the highest, counts as 0. That of class 0 is nearly exact.
     let input = with(0.0, 1.0, 96);
-    check_shortlist(&[with(0.0, 0.44, 96), with(127.0, 0.49, 96)], &input, 1);
+    check_best(&[with(0.0, 0.44, 96), with(127.0, 0.49, 96)], &input, 1);
     // The same of the input: all but the first count as 0.
     let input = with(32_000.0, 0.49, 96);
-    check_shortlist(&[with(0.0, 0.9, 96), with(0.0, 1.0, 96)], &input, 1);
+    check_best(&[with(0.0, 0.9, 96), with(0.0, 1.0, 96)], &input, 1);
     for width in [768, 3000] {
         let (ones, more) = (vec![1.0; width], vec![1.001; width]);
-        check_shortlist(&[ones, more.clone(), more.clone()], &vec![5.0; width], 1);
-        check_shortlist(&[more.clone(), vec![-1.1; width]], &vec![-5.0; width], 1);
+        check_best(&[ones, more.clone(), more.clone()], &vec![5.0; width], 1);
+        check_best(&[more.clone(), vec![-1.1; width]], &vec![-5.0; width], 1);
     }
 }
 
-/// What the copy cannot answer, the logits do: several rows, a matrix that lies otherwise, and too many classes alike.
+/// Several rows, matrices in any order, and what the logits have to answer: too many classes alike, and matrices with gaps.
 #[test]
-fn a_shortlist_leaves_to_the_logits_what_it_cannot_say() {
+fn a_copy_in_8_bits_finds_the_best_of_any_rows() {
     let table = classes(64);
     let [n, width] = table.dims();
     let weight = table.clone().transpose();
-    let shortlist = Shortlist::of(weight.clone()).expect("it is large enough");
-    let rows = table.clone().narrow(0, 40, 3);
-    let best = shortlist.best(rows.clone(), weight.clone(), None);
-    let best: Vec<i64> = best.into_data().iter().collect();
+    let rows = table.clone().narrow(0, 40, 7);
     let row = |index| rows.clone().narrow(0, index, 1);
-    let expected = [0, 1, 2].map(|index| best_by_logits(row(index), weight.clone(), None));
-    assert_eq!(best, expected);
-    let copy = Tensor::<2>::from_data(weight.clone().into_data(), &processor());
-    assert_eq!(
-        best_by_shortlist(&shortlist, row(1), copy, None),
-        expected[1]
-    );
+    let expected: Vec<i64> = (0..7)
+        .map(|index| best_by_logits(row(index), weight.clone(), None))
+        .collect();
+    let by_input = Tensor::<2>::from_data(weight.clone().into_data(), &processor());
+    let gaps = Tensor::cat(vec![table.clone(), table.clone()], 1).narrow(1, width, width);
+    for weight in [weight.clone(), by_input] {
+        let quantized = Quantized::of(weight.clone()).expect("it is finite");
+        for weight in [weight, gaps.clone().transpose()] {
+            let best = quantized.best(rows.clone(), weight.clone(), None);
+            let best: Vec<i64> = best.into_data().iter().collect();
+            assert_eq!(best, expected);
+            let none = quantized.best(Tensor::zeros([0, width], &processor()), weight, None);
+            assert_eq!(none.dims(), [0]);
+        }
+    }
     // Not a number is not higher than any, as it is for the logits.
+    let quantized = Quantized::of(weight.clone()).expect("it is finite");
     let mut bias = vec![0.0f32; n];
     bias[3] = f32::NAN;
     let bias = Tensor::<1>::from_data(bias.as_slice(), &processor());
-    let found = best_by_shortlist(&shortlist, row(1), weight, Some(bias));
+    let found = best_by_copy(&quantized, row(1), weight, Some(bias));
     assert_eq!(found, expected[1]);
     let alike = Tensor::<2>::ones([n, width], &processor()).transpose();
-    let shortlist = Shortlist::of(alike.clone()).expect("it is large enough");
-    let found = best_by_shortlist(&shortlist, row(1), alike.clone(), None);
+    let quantized = Quantized::of(alike.clone()).expect("it is finite");
+    let found = best_by_copy(&quantized, row(1), alike.clone(), None);
     assert_eq!(found, best_by_logits(row(1), alike, None));
 }
 
 #[test]
-fn a_shortlist_is_made_where_it_pays() {
-    let table = classes(64);
-    let [n, width] = table.dims();
-    let first = table.clone().slice([0..1, 0..1]);
-    let with_first = |value: f32| {
-        let row = table
-            .clone()
-            .slice_assign([0..1, 0..1], first.clone() * value);
-        Shortlist::of(row.transpose())
-    };
-    assert!(with_first(1.0).is_some());
-    assert!(with_first(f32::NAN).is_none(), "not a number has no bound");
-    assert!(with_first(f32::INFINITY).is_none(), "nor has infinity");
-    let by_input = table.clone().reshape([width, n]);
-    assert!(Shortlist::of(by_input).is_none(), "columns are in pieces");
-    let small = table.narrow(0, 0, 1000).transpose();
-    assert!(Shortlist::of(small).is_none(), "a cache holds it");
+fn a_copy_in_8_bits_is_of_finite_numbers_on_flex() {
+    let table = Tensor::<2>::from_data(data(&normal(1, 99), [11, 9]), &processor());
+    for weight in [table.clone(), table.clone().transpose()] {
+        let first = weight.clone().slice([0..1, 0..1]);
+        let with_first = |value: f32| {
+            let first = first.clone() * value;
+            Quantized::of(weight.clone().slice_assign([0..1, 0..1], first))
+        };
+        assert!(with_first(1.0).is_some());
+        assert!(with_first(f32::NAN).is_none(), "not a number has no bound");
+        assert!(with_first(f32::INFINITY).is_none(), "nor has infinity");
+    }
+    assert!(Quantized::of(table.narrow(1, 0, 4)).is_none(), "gaps");
+    let nothing = Tensor::zeros([0, 9], &processor());
+    assert!(Quantized::of(nothing).is_none());
     for found in devices()
         .into_iter()
         .filter(|found| found.backend.name() != "flex")
     {
-        let weight = Tensor::<2>::ones([1 << 16, 64], &found.device).transpose();
-        assert!(Shortlist::of(weight).is_none(), "{}", found.name);
+        let weight = Tensor::<2>::ones([16, 64], &found.device);
+        assert!(Quantized::of(weight).is_none(), "{}", found.name);
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// A value is off by half of the scale at most, and one of the input by half of its unit.
+    #[test]
+    fn a_linear_layer_in_8_bits_is_off_by_its_rounding(
+        rows in 0usize..6,
+        d_input in prop_oneof![1usize..4, 14usize..19, 46usize..52, 60usize..140],
+        d_output in prop_oneof![1usize..4, 126usize..132, 250usize..400],
+        is_by_column in any::<bool>(),
+        has_bias in any::<bool>(),
+        size in prop_oneof![Just(0.0), Just(1e-3), Just(1.0), Just(1e20)],
+    ) {
+        let weight = Tensor::<2>::from_data(
+            data(&normal(1, d_input * d_output), [d_input, d_output]),
+            &processor(),
+        );
+        let weight = match is_by_column {
+            true => Tensor::from_data(weight.clone().transpose().into_data(), &processor()).transpose(),
+            false => weight,
+        };
+        let shape = [rows, 1, d_input];
+        let input = Tensor::<3>::from_data(data(&normal(2, rows * d_input), shape), &processor());
+        let input = input * size;
+        let bias = Tensor::<1>::from_data(data(&normal(3, d_output), [d_output]), &processor());
+        let bias = has_bias.then_some(bias);
+        let quantized = Quantized::of(weight.clone()).expect("it is finite");
+        let found = quantized.linear(input.clone(), bias.clone());
+        prop_assert_eq!(found.dims(), [rows, 1, d_output]);
+        let [found, expected] =
+            [found, linear(input.clone(), weight.clone(), bias)].map(values);
+        let (weights, inputs) = (values(weight), values(input));
+        let scale = |output: usize| {
+            let column = weights.iter().skip(output).step_by(d_output);
+            column.fold(0f64, |most, x| most.max(x.abs())) / 127.0
+        };
+        for (index, (found, expected)) in found.iter().zip(&expected).enumerate() {
+            let row = &inputs[index / d_output * d_input..][..d_input];
+            let total: f64 = row.iter().map(|x| x.abs()).sum();
+            let largest = row.iter().fold(0f64, |most, x| most.max(x.abs()));
+            // Units are a share of 32,000 of the largest, or more where fewer bits leave room for the sum.
+            let unit = largest / 32_000f64.min(2f64.powi(24) / d_input as f64);
+            let scale = scale(index % d_output);
+            let bound = scale * (total + 127.0 * d_input as f64 * unit) / 2.0;
+            let rounding = 1e-5 * (127.0 * scale * total + expected.abs());
+            prop_assert!((found - expected).abs() <= bound + rounding, "{found} and {expected}");
+        }
+    }
+}
+
+/// What the numbers cannot hold goes through as it does elsewhere.
+#[test]
+fn a_linear_layer_in_8_bits_takes_any_input() {
+    let weight = Tensor::<2>::from_data(data(&normal(1, 40 * 30), [40, 30]), &processor());
+    let quantized = Quantized::of(weight).expect("it is finite");
+    let with = |value: f32| {
+        let mut input = vec![1.0f32; 40];
+        input[3] = value;
+        let input = Tensor::<2>::from_data(TensorData::new(input, [1, 40]), &processor());
+        values(quantized.linear(input, None))
+    };
+    assert!(with(f32::NAN).iter().all(|value| value.is_nan()));
+    assert!(with(f32::INFINITY).iter().all(|value| !value.is_finite()));
+    assert!(with(0.0).iter().all(|value| value.is_finite()));
 }
 
 /// A learned bias of any broadcast shape: output and gradient against the same from tracked operations.

@@ -6,8 +6,9 @@ use burn::tensor::{DType, Int, Tensor, TensorData};
 use burn_zoo_data::tokenizer::{Tokenizer, TokenizerError};
 use burn_zoo_models::family::Architecture;
 use burn_zoo_nn::{Inputs, Transformer, cache::KvCache, scores::VocabularyScores};
-use burn_zoo_ops::{Shortlist, awake};
+use burn_zoo_ops::{Quantized, awake};
 
+use crate::draft::Drafter;
 use crate::sampling::{Sampler, SamplingConfig, SamplingError};
 
 /// What makes a prompt or a setting unusable.
@@ -46,24 +47,37 @@ pub enum GenerateError {
     Sampling(#[from] SamplingError),
 }
 
-/// A shortlist takes as long to make as it saves in one or two tokens, and is made when so many are written.
-const SHORTLIST_AFTER: usize = 2;
+/// A copy of the head takes as long to make as it saves in one or two tokens, and is made when so many are written.
+const HEAD_AFTER: usize = 2;
+
+/// The same of a copy that drafts.
+const DRAFT_AFTER: usize = 8;
 
 /// A text being continued, or, by a model with an encoder, answered.
 ///
 /// Each new token costs one position, because keys and values of earlier ones are cached. When the
 /// context is full, the older half is dropped and the rest read again.
+///
+/// Where the most likely token is taken and memory is what a model waits for, a copy of it in 8 bits guesses the next few tokens,
+/// and the model reads them all at once, for about the time of one. It keeps those that it would have written itself, so the
+/// text is the same, but for tokens that are as likely as each other within rounding.
 pub struct Generator<'a> {
     model: &'a Transformer,
     cache: KvCache,
     sampler: Sampler,
     tokens: Vec<u32>,
+    /// How many of the tokens were given.
+    given: usize,
     /// How many of the tokens the model has not read yet.
     pending: usize,
-    /// How many tokens it has written.
-    written: usize,
+    /// What follows the tokens and is known already, the last first.
+    ahead: Vec<u32>,
+    /// How often the model has read.
+    passes: usize,
     /// What finds the most likely token, once it pays.
-    shortlist: Option<Shortlist>,
+    head: Option<Quantized>,
+    /// What guesses the next tokens, once it pays.
+    drafter: Option<Drafter>,
     /// How many tokens, from the first in the cache, all see in a model with a prefix.
     prefix: usize,
 }
@@ -101,9 +115,12 @@ impl<'a> Generator<'a> {
             cache: model.new_cache(),
             sampler,
             tokens: prompt.to_vec(),
+            given: prompt.len(),
             pending: prompt.len(),
-            written: 0,
-            shortlist: None,
+            ahead: Vec::new(),
+            passes: 0,
+            head: None,
+            drafter: None,
             prefix: prompt.len(),
         })
     }
@@ -126,50 +143,105 @@ impl<'a> Generator<'a> {
 
     /// Draws the next token and adds it to the text.
     pub fn next_token(&mut self) -> u32 {
+        if self.ahead.is_empty() {
+            let device = self.model.embedding.token.device();
+            awake(&device, || self.read());
+        }
+        let token = self.ahead.pop().expect("reading gives a token");
+        self.tokens.push(token);
+        token
+    }
+
+    /// Reads the pending tokens, and as many drafts of what follows as seem worth it, in one pass. The drafts that are right
+    /// need none of their own.
+    fn read(&mut self) {
         if self.cache.len() + self.pending > self.cache.capacity() {
             self.cache.clear();
             self.pending = (self.cache.capacity() / 2).max(1);
             self.prefix = self.pending;
         }
+        let drafts = self.draft();
         let unread = &self.tokens[self.tokens.len() - self.pending..];
-        let tokens = ids(unread, self.model);
-        let device = tokens.device();
-        let inputs = Inputs {
-            prefix_lengths: Some(Tensor::<1, Int>::from_data([self.prefix as i64], &device)),
-            ..tokens.into()
-        };
-        let token = awake(&device, || {
-            let scores = self.model.decode_scores(inputs, &mut self.cache);
-            self.choose(scores)
-        });
-        self.tokens.push(token);
-        self.pending = 1;
-        self.written += 1;
-        token
+        let inputs = self.inputs(&[unread, &drafts].concat());
+        let asked = drafts.len() + 1;
+        let scores = self.model.decode_scores(inputs, &mut self.cache, asked);
+        let mut chosen = self.choose(scores);
+        let pairs = drafts.iter().zip(&chosen);
+        let right = pairs.take_while(|(draft, chosen)| draft == chosen).count();
+        if let Some(drafter) = &mut self.drafter {
+            drafter.learn(right, drafts.len());
+        }
+        self.cache
+            .truncate(self.cache.len() - (drafts.len() - right));
+        chosen.truncate(right + 1);
+        chosen.reverse();
+        (self.ahead, self.pending) = (chosen, 1);
+        self.passes += 1;
     }
 
-    /// The token that follows.
-    fn choose(&mut self, scores: VocabularyScores) -> u32 {
-        if self.sampler.takes_highest() {
-            if self.written == SHORTLIST_AFTER {
-                self.shortlist = scores.shortlist();
+    /// Guesses what follows, and leaves the cache as it was.
+    fn draft(&mut self) -> Vec<u32> {
+        let mut drafts = Vec::new();
+        if let (Some(drafter), Some(head), 1) = (&self.drafter, &self.head, self.pending) {
+            let length = self.cache.len();
+            let count = drafter.count().min(self.cache.capacity() - length - 1);
+            let mut last = self.tokens.last().copied();
+            while let Some(token) = last
+                && drafts.len() < count
+            {
+                let inputs = self.inputs(&[token]);
+                let model = &drafter.model;
+                let scores = model.decode_scores(inputs, &mut self.cache, 1);
+                last = best(scores, head).pop();
+                drafts.extend(last);
             }
-            if let Some(shortlist) = &self.shortlist {
-                let best = scores.best(shortlist).into_data();
-                return best.iter::<u32>().next().expect("one row has a best class");
+            self.cache.truncate(length);
+        }
+        drafts
+    }
+
+    fn inputs(&self, tokens: &[u32]) -> Inputs {
+        let tokens = ids(tokens, self.model);
+        let prefix = Tensor::<1, Int>::from_data([self.prefix as i64], &tokens.device());
+        Inputs {
+            prefix_lengths: Some(prefix),
+            ..tokens.into()
+        }
+    }
+
+    /// The tokens that follow, one for each row of scores. Only where the highest is taken there are several.
+    fn choose(&mut self, scores: VocabularyScores) -> Vec<u32> {
+        if self.sampler.takes_highest() {
+            match self.tokens.len() - self.given {
+                HEAD_AFTER if self.head.is_none() => self.head = scores.quantized(),
+                DRAFT_AFTER if self.head.is_some() => self.drafter = Drafter::of(self.model),
+                _ => {}
+            }
+            if let Some(head) = &self.head {
+                return best(scores, head);
             }
         }
         let data = scores.logits().into_data().convert_dtype(DType::F32);
         let mut logits = data
             .try_to_vec::<f32>()
             .expect("the logits were just converted");
-        self.sampler.sample(&mut logits, &self.tokens)
+        vec![self.sampler.sample(&mut logits, &self.tokens)]
+    }
+
+    /// How many passes of the model the new tokens took: less than one for each where drafts were right.
+    pub fn passes(&self) -> usize {
+        self.passes
     }
 
     /// The prompt and what followed it.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
     }
+}
+
+/// The most likely tokens, one for each row of scores.
+fn best(scores: VocabularyScores, head: &Quantized) -> Vec<u32> {
+    scores.best(head).into_data().iter().collect()
 }
 
 /// Token ids as a batch of one, `[1, seq]`.
@@ -273,5 +345,94 @@ impl Writer<'_> {
         }
         text.push_str(&rest);
         Ok((generator.tokens[n_given..].to_vec(), text))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+    use burn_zoo_nn::{
+        TransformerConfig,
+        attention::{AttentionConfig, AttentionPattern},
+        block::BlockConfig,
+        feed_forward::FeedForwardConfig,
+        head::HeadConfig,
+        init,
+        stack::StackConfig,
+    };
+
+    use super::*;
+
+    const CONTEXT: usize = 24;
+
+    /// What the last hidden state is multiplied by.
+    fn head_weight(model: &Transformer) -> Tensor<2> {
+        let [_, d_model] = model.embedding.token.dims();
+        let hidden = Tensor::zeros([1, d_model], &model.embedding.token.device());
+        match model.head.scores(hidden, &model.embedding.token) {
+            VocabularyScores::Projection { weight, .. } => weight,
+            VocabularyScores::Logits(_) => unreachable!("there is no adapter"),
+        }
+    }
+
+    /// What a model writes, alone or with drafts, and in how many passes.
+    fn written(model: &Transformer, drafts: Option<Transformer>) -> (Vec<u32>, usize) {
+        let greedy = SamplingConfig::greedy();
+        let mut generator = match model.encoder {
+            None => Generator::new(model, &[3, 1, 4], greedy, 0).unwrap(),
+            Some(_) => Generator::answering(model, &[3, 1, 4], 5, greedy, 0).unwrap(),
+        };
+        if let Some(draft) = drafts {
+            generator.head = Quantized::of(head_weight(model));
+            generator.drafter = Some(Drafter::new(draft));
+        }
+        // The context is full more than once.
+        let tokens = (0..70).map(|_| generator.next_token()).collect();
+        assert_eq!(generator.tokens().len(), generator.given + 70);
+        (tokens, generator.passes())
+    }
+
+    /// Drafts that are right, and those of a model that knows nothing, where the cache has to forget.
+    #[test]
+    fn drafts_change_no_token() {
+        let device = Device::flex();
+        let block = |pattern| {
+            let attention = AttentionConfig::multi_head(32, 2).with_pattern(pattern);
+            BlockConfig::new(attention, FeedForwardConfig::new(32, 64))
+        };
+        let causal = block(AttentionPattern::Causal);
+        let decoder = TransformerConfig::new(60, 32, CONTEXT, vec![causal.clone(); 2]);
+        let with = |pattern| TransformerConfig::new(60, 32, CONTEXT, vec![block(pattern); 2]);
+        let mut answering = decoder.clone();
+        answering.encoder = Some(StackConfig::new(vec![block(
+            AttentionPattern::Bidirectional,
+        )]));
+        answering.stack.blocks[0].cross_attention =
+            Some(AttentionConfig::multi_head(32, 2).with_pattern(AttentionPattern::Bidirectional));
+        let configs = [
+            decoder,
+            with(AttentionPattern::Prefix),
+            with(AttentionPattern::Banded { window: 5 }),
+            answering,
+        ];
+        for (number, config) in configs.into_iter().enumerate() {
+            init::seed(number as u64);
+            // A tied head would repeat what it reads.
+            let head = HeadConfig::untied(false);
+            let config = config.with_head(head).with_init_std(1.0);
+            let [model, other] = [(); 2].map(|()| config.init(&device));
+            let (alone, passes) = written(&model, None);
+            assert_eq!(passes, 70);
+            assert!(
+                alone[40..].iter().any(|&token| token != alone[40]),
+                "it is no one token"
+            );
+            let (drafted, passes) = written(&model, model.draft());
+            assert_eq!(drafted, alone, "model {number}");
+            assert!(passes < 45, "{passes} passes of model {number}");
+            let (drafted, passes) = written(&model, Some(other));
+            assert_eq!(drafted, alone, "model {number}");
+            assert!(passes > 55, "{passes} passes of model {number}");
+        }
     }
 }

@@ -3,6 +3,7 @@
 
 mod batch;
 pub mod classify;
+mod draft;
 pub mod embed;
 pub mod evaluate;
 pub mod few_shot;

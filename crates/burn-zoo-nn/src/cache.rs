@@ -35,6 +35,13 @@ impl KvCache {
             (layer.buffers, layer.length) = (None, 0);
         }
     }
+
+    /// Forgets all positions but the first `length`.
+    pub fn truncate(&mut self, length: usize) {
+        for layer in &mut self.layers {
+            layer.length = layer.length.min(length);
+        }
+    }
 }
 
 /// Keys and values of one attention layer, in buffers that grow up to the capacity.

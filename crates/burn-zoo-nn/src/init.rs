@@ -94,5 +94,6 @@ pub fn linear(d_input: usize, d_output: usize, bias: bool, std: f64, device: &De
         weight: normal([d_input, d_output], std, device),
         bias: bias.then(|| constant([d_output], 0.0, device)),
         lora: None,
+        quantized: None,
     }
 }

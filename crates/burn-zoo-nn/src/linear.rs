@@ -3,7 +3,7 @@
 use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::Tensor;
-use burn_zoo_ops::{Activation, activate, activated_linear, gated_linear, linear};
+use burn_zoo_ops::{Activation, Quantized, activate, activated_linear, gated_linear, linear};
 use serde::{Deserialize, Serialize};
 
 use crate::{ConfigError, dropout, init, require_dropout, require_positive};
@@ -17,6 +17,9 @@ pub struct Linear {
     pub bias: Option<Param<Tensor<1>>>,
     /// What is learned beside the matrix.
     pub lora: Option<Lora>,
+    /// What is read instead of the matrix, in a model that [drafts](crate::Transformer::draft).
+    #[module(skip)]
+    pub(crate) quantized: Option<Quantized>,
 }
 
 impl Linear {
@@ -31,12 +34,13 @@ impl Linear {
         input: Tensor<D>,
         bias: Option<Tensor<1>>,
     ) -> Tensor<D> {
-        match &self.lora {
+        let output = |input| match &self.quantized {
             None => linear(input, self.weight.val(), bias),
-            Some(lora) => {
-                let output = linear(input.clone(), self.weight.val(), bias);
-                output + lora.forward(input)
-            }
+            Some(quantized) => quantized.linear(input, bias),
+        };
+        match &self.lora {
+            None => output(input),
+            Some(lora) => output(input.clone()) + lora.forward(input),
         }
     }
 
@@ -47,8 +51,8 @@ impl Linear {
         up: Tensor<D>,
         activation: Activation,
     ) -> Tensor<D> {
-        if self.lora.is_some() {
-            // Two linear layers read it.
+        if self.lora.is_some() || self.quantized.is_some() {
+            // Two linear layers read it, or one that has no gradient.
             return self.forward(match gate {
                 None => activate(up, activation),
                 Some(gate) => burn_zoo_ops::gate(gate, up, activation),
@@ -59,6 +63,12 @@ impl Linear {
             None => activated_linear(up, activation, weight, bias),
             Some(gate) => gated_linear(gate, up, activation, weight, bias),
         }
+    }
+
+    /// Reads a copy of the matrix in 8 bits from now on. Returns whether there is one.
+    pub(crate) fn quantize(&mut self) -> bool {
+        self.quantized = Quantized::of(self.weight.val());
+        self.quantized.is_some()
     }
 
     /// Whether it draws in training.

@@ -1,7 +1,10 @@
 //! Scores of the vocabulary that are not computed before it is known what for.
 
 use burn::tensor::{DType, FloatDType, Int, Tensor};
-use burn_zoo_ops::{ClassLoss, Shortlist, linear, negative_log_likelihood, projected_loss};
+use burn_zoo_ops::{ClassLoss, Quantized, linear, negative_log_likelihood, projected_loss};
+
+/// A matrix of fewer values stays in a cache.
+const LARGE: usize = 1 << 22;
 
 /// Scores of the vocabulary, a row for each token.
 #[derive(Clone, Debug)]
@@ -37,22 +40,24 @@ impl VocabularyScores {
     }
 
     /// What finds the [`best`](Self::best) class without reading the whole weight each time, where that pays.
-    pub fn shortlist(&self) -> Option<Shortlist> {
+    pub fn quantized(&self) -> Option<Quantized> {
         match self {
-            Self::Logits(_) => None,
-            Self::Projection { weight, .. } => Shortlist::of(weight.clone()),
+            Self::Projection { weight, .. } if weight.dims().iter().product::<usize>() >= LARGE => {
+                Quantized::of(weight.clone())
+            }
+            _ => None,
         }
     }
 
-    /// The class with the highest logit of each row, `[rows]`. The shortlist is that of these scores.
-    pub fn best(self, shortlist: &Shortlist) -> Tensor<1, Int> {
+    /// The class with the highest logit of each row, `[rows]`, by a copy of these scores' weight.
+    pub fn best(self, quantized: &Quantized) -> Tensor<1, Int> {
         match self {
             Self::Logits(logits) => logits.argmax(1).squeeze_dim(1),
             Self::Projection {
                 hidden,
                 weight,
                 bias,
-            } => shortlist.best(hidden, weight, bias),
+            } => quantized.best(hidden, weight, bias),
         }
     }
 

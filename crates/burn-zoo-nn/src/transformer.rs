@@ -371,6 +371,16 @@ impl Transformer {
         linears
     }
 
+    /// A copy that is about the same and sooner done where memory is what it waits for: the linear layers of its decoder read
+    /// their matrices in 8 bits. What it writes is a draft, which this model reads at once and knows how far to follow. None
+    /// where there are no kernels for it.
+    pub fn draft(&self) -> Option<Self> {
+        let mut draft = self.clone();
+        let mut linears = draft.stack.linears().into_iter();
+        let is_quantized = linears.all(|(_, linear)| linear.quantize());
+        is_quantized.then_some(draft)
+    }
+
     /// The longest sequence.
     pub fn context_length(&self) -> usize {
         self.context_length
@@ -530,19 +540,20 @@ impl Transformer {
     ///
     /// When the cache cannot hold the tokens.
     pub fn decode(&self, inputs: impl Into<Inputs>, cache: &mut KvCache) -> Tensor<2> {
-        self.decode_scores(inputs, cache).logits()
+        self.decode_scores(inputs, cache, 1).logits()
     }
 
-    /// The same, whose logits are not computed yet.
+    /// The same of what follows each of the `last` tokens, not computed yet: `[batch, seq]` to rows `[batch · last]`.
     pub fn decode_scores(
         &self,
         inputs: impl Into<Inputs>,
         cache: &mut KvCache,
+        last: usize,
     ) -> VocabularyScores {
         let hidden = self.hidden(inputs, Some(cache));
         let [_, seq, _] = hidden.dims();
-        let last = hidden.narrow(1, seq - 1, 1).squeeze_dim::<2>(1);
-        self.head.scores(last, &self.embedding.token)
+        let hidden = rows(hidden.narrow(1, seq - last, last), None);
+        self.head.scores(hidden, &self.embedding.token)
     }
 }
 

@@ -65,10 +65,10 @@ mod likelihood;
 mod linear;
 mod norm;
 mod projected_loss;
+mod quantized;
 mod rotary;
 mod rows;
 mod scale;
-mod shortlist;
 mod threads;
 
 pub use activation::{Activation, PreActivation};
@@ -76,8 +76,8 @@ pub use adamw::AdamWStep;
 pub use attention::{AttentionMask, ScoreBias, Scoring};
 pub use norm::{Affine, NormKind};
 pub use projected_loss::ClassLoss;
+pub use quantized::Quantized;
 pub use rotary::Pairing;
-pub use shortlist::Shortlist;
 pub use threads::{at_once, awake, cores, on_worker, seed};
 
 /// The operations that make a transformer fast, as an extension of Burn's [`Backend`].
@@ -344,13 +344,22 @@ pub trait TransformerOps: Backend {
         projected_loss::composed_forward::<Self>(input, affine, classes, loss, learned)
     }
 
-    /// The matrix of a linear layer in 8 bits, see [`Shortlist`]: numbers `[n_classes, d_input]` and scales `[n_classes]`, or
-    /// nothing where they do not pay.
-    fn class_shortlist(weight: FloatTensor<Self>) -> (IntTensor<Self>, FloatTensor<Self>) {
-        shortlist::none::<Self>(&weight.device())
+    /// The matrix of a linear layer in 8 bits, see [`Quantized`]: numbers `[d_output, d_input]` and scales `[d_output]`, or
+    /// nothing where there are no kernels for them.
+    fn quantize(weight: FloatTensor<Self>) -> (IntTensor<Self>, FloatTensor<Self>) {
+        quantized::none::<Self>(&weight.device())
     }
 
-    /// The class of each row with the highest logit, found by what [`class_shortlist`](Self::class_shortlist) returned.
+    /// A linear layer by what [`quantize`](Self::quantize) returned, the scales, with the layer's bias.
+    fn quantized_map(
+        input: FloatTensor<Self>,
+        numbers: IntTensor<Self>,
+        #[extension_type] affine: Affine<Self>,
+    ) -> FloatTensor<Self> {
+        quantized::composed_map::<Self>(input, numbers, affine)
+    }
+
+    /// The class of each row with the highest logit, found by what [`quantize`](Self::quantize) returned.
     fn best_class(
         input: FloatTensor<Self>,
         #[extension_type] affine: Affine<Self>,
@@ -358,7 +367,7 @@ pub trait TransformerOps: Backend {
         scales: FloatTensor<Self>,
     ) -> IntTensor<Self> {
         let _ = (numbers, scales);
-        shortlist::composed_best::<Self>(input, affine)
+        quantized::composed_best::<Self>(input, affine)
     }
 
     /// All values times a factor `[1]`, see [`scale`].

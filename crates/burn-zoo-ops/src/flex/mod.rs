@@ -12,10 +12,10 @@ mod linear;
 mod norm;
 mod product;
 mod projected_loss;
+mod quantized;
 mod rotary;
 mod rows;
 mod scale;
-mod shortlist;
 mod simd;
 
 use burn::backend::{
@@ -267,10 +267,21 @@ impl TransformerOps for Flex {
         }
     }
 
-    fn class_shortlist(weight: FloatTensor<Self>) -> (IntTensor<Self>, FloatTensor<Self>) {
+    fn quantize(weight: FloatTensor<Self>) -> (IntTensor<Self>, FloatTensor<Self>) {
         let device = weight.device();
-        let shortlist = are_f32([&weight]).then(|| shortlist::of(&weight)).flatten();
-        shortlist.unwrap_or_else(|| crate::shortlist::none::<Self>(&device))
+        let quantized = are_f32([&weight]).then(|| quantized::of(&weight)).flatten();
+        quantized.unwrap_or_else(|| crate::quantized::none::<Self>(&device))
+    }
+
+    fn quantized_map(
+        input: FloatTensor<Self>,
+        numbers: IntTensor<Self>,
+        affine: Affine<Self>,
+    ) -> FloatTensor<Self> {
+        let output = are_f32([&input])
+            .then(|| quantized::map(input.clone(), &numbers, affine.clone()))
+            .flatten();
+        output.unwrap_or_else(|| crate::quantized::composed_map::<Self>(input, numbers, affine))
     }
 
     fn best_class(
@@ -280,9 +291,9 @@ impl TransformerOps for Flex {
         scales: FloatTensor<Self>,
     ) -> IntTensor<Self> {
         let best = are_f32([&input])
-            .then(|| shortlist::best(input.clone(), affine.clone(), &numbers, &scales))
+            .then(|| quantized::best(input.clone(), affine.clone(), &numbers, &scales))
             .flatten();
-        best.unwrap_or_else(|| crate::shortlist::composed_best::<Self>(input, affine))
+        best.unwrap_or_else(|| crate::quantized::composed_best::<Self>(input, affine))
     }
 
     fn scaled(input: FloatTensor<Self>, factor: FloatTensor<Self>) -> FloatTensor<Self> {

@@ -23,6 +23,8 @@ pub struct GenerateTimes {
     pub tokens_per_second: f64,
     /// New tokens per second, the first aside.
     pub decode_tokens_per_second: f64,
+    /// New tokens for each pass of the model, more than one where its drafts are right.
+    pub tokens_per_pass: f64,
     /// Tokens per second if nothing took time but reading each weight that multiplies a token once, at the
     /// bandwidth that the processor's cores read memory with.
     pub bandwidth_limit: f64,
@@ -57,15 +59,16 @@ pub fn generate(
             generator.next_token();
             on_token();
         }
-        Ok([prefill, clock.elapsed()])
+        Ok(([prefill, clock.elapsed()], generator.passes()))
     };
     round()?;
     let times = (0..rounds).map(|_| round());
     let times = times.collect::<Result<Vec<_>, GenerateError>>()?;
     let [prefill_ms, total_ms] = [0, 1].map(|part| {
-        let part = times.iter().map(|times| times[part]);
+        let part = times.iter().map(|(times, _)| times[part]);
         median_ms(part.collect())
     });
+    let passes: usize = times.iter().map(|(_, passes)| passes).sum();
     let peak_memory_bytes = memory::peak_bytes();
     let bandwidth = read_bandwidth();
     let weight_bytes = flops::n_multiplying(config) * size_of::<f32>();
@@ -75,6 +78,7 @@ pub fn generate(
         tokens_per_second: new_tokens as f64 / total_ms * 1e3,
         decode_tokens_per_second: new_tokens.saturating_sub(1) as f64 / (total_ms - prefill_ms)
             * 1e3,
+        tokens_per_pass: (rounds * new_tokens) as f64 / passes as f64,
         bandwidth_limit: bandwidth / weight_bytes as f64,
         read_gb_per_second: bandwidth / 1e9,
         peak_memory_bytes,

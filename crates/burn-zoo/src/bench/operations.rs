@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::{Device, Distribution, Int, Tensor, activation};
 use burn_zoo_ops::{
-    Activation, AdamWStep, AttentionMask, ClassLoss, NormKind, Pairing, Scoring, Shortlist,
+    Activation, AdamWStep, AttentionMask, ClassLoss, NormKind, Pairing, Quantized, Scoring,
     activate, activated_linear, adamw, add_normalize, add_rows, attention, dropout, gate,
     gather_rows, linear, negative_log_likelihood, normalize, projected_loss, rotate,
 };
@@ -345,13 +345,13 @@ pub fn operations(sizes: LayerSizes, device: &Device) -> Vec<Operation> {
     );
 
     let plain = device.clone().inner();
-    if let Some(shortlist) = Shortlist::of(plain_embedding.clone().transpose()) {
+    if let Some(quantized) = Quantized::of(plain_embedding.clone().transpose()) {
         let hidden = Tensor::<2>::random([1, d_model], Distribution::Normal(0.0, 1.0), &plain);
         let (x, w) = (hidden.clone(), plain_embedding.clone());
         add(
             "highest class",
             Box::new(move || {
-                shortlist.best(hidden.clone(), plain_embedding.clone().transpose(), None);
+                quantized.best(hidden.clone(), plain_embedding.clone().transpose(), None);
                 None
             }),
             Box::new(move || {

@@ -300,6 +300,7 @@ fn generate(arguments: &GenerateArguments) -> Result<End> {
                         times.read_gb_per_second
                     ),
                 ),
+                ("  a pass", format!("{:.2} tokens", times.tokens_per_pass)),
                 ("peak memory", megabytes(times.peak_memory_bytes)),
             ]
         },

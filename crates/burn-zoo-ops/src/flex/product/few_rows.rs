@@ -3,7 +3,9 @@
 //! They take as long as reading the matrix, so it is read once, and in several places side by side, which memory serves
 //! faster than one after the other.
 
-use macerator::{Scalar, Simd, vload_unaligned};
+use std::ops::Range;
+
+use macerator::{Scalar, Simd, Vector, vload_unaligned, vstore_unaligned};
 use rayon::prelude::*;
 
 use super::{Matrix, Start};
@@ -24,6 +26,9 @@ const ROWS_PIECE: usize = 1 << 15;
 
 /// Sums of outputs that are added up at the end, at most.
 const PARTS: usize = 16;
+
+/// Rows of the input that use a value together.
+const GROUP: usize = 4;
 
 /// Columns that stay in the fastest cache while all rows use them.
 const COLUMNS: usize = 512;
@@ -191,32 +196,86 @@ impl Kernel for RowSums<'_> {
         let blocks = self.weights.chunks(STREAMS * self.width);
         for (weights, first) in blocks.zip((self.first..).step_by(STREAMS)) {
             for column in (0..self.width).step_by(COLUMNS) {
-                let n = COLUMNS.min(self.width - column);
-                let row = |row: usize| &weights[row * self.width + column..][..n];
-                let rows = output.chunks_exact_mut(self.width);
-                for (sums, input) in rows.zip(self.inputs.chunks_exact(self.inner)) {
-                    let (sums, input) = (&mut sums[column..][..n], &input[first..]);
-                    if weights.len() == STREAMS * self.width {
-                        let rows: [&[f32]; STREAMS] = std::array::from_fn(row);
-                        let input: [f32; STREAMS] = std::array::from_fn(|index| input[index]);
-                        for index in 0..n {
-                            let mut sum = sums[index];
-                            for stream in 0..STREAMS {
-                                sum = mul_add::<S>(input[stream], rows[stream][index], sum);
-                            }
-                            sums[index] = sum;
-                        }
-                    } else {
-                        for (index, &x) in input[..weights.len() / self.width].iter().enumerate() {
-                            for (sum, &weight) in sums.iter_mut().zip(row(index)) {
-                                *sum = mul_add::<S>(x, weight, *sum);
-                            }
-                        }
+                let block = Block {
+                    weights,
+                    first,
+                    columns: column..self.width.min(column + COLUMNS),
+                };
+                let groups = output.chunks_mut(GROUP * self.width);
+                for (sums, inputs) in groups.zip(self.inputs.chunks(GROUP * self.inner)) {
+                    if sums.len() == GROUP * self.width {
+                        self.add::<S, GROUP>(sums, inputs, &block);
+                        continue;
+                    }
+                    let sums = sums.chunks_exact_mut(self.width);
+                    for (sums, input) in sums.zip(inputs.chunks_exact(self.inner)) {
+                        self.add::<S, 1>(sums, input, &block);
                     }
                 }
             }
         }
         output
+    }
+}
+
+/// Up to [`STREAMS`] rows of a matrix from the first on, of which some columns are taken.
+struct Block<'a> {
+    weights: &'a [f32],
+    first: usize,
+    columns: Range<usize>,
+}
+
+impl RowSums<'_> {
+    /// Adds the products of `N` rows of the input with a block to their sums. Each value of the block is loaded once for all.
+    #[inline(always)]
+    fn add<S: Simd, const N: usize>(&self, sums: &mut [f32], inputs: &[f32], block: &Block) {
+        let (width, n) = (self.width, block.columns.len());
+        let height = block.weights.len() / width;
+        let mut factors = [[0.0; STREAMS]; N];
+        let mut rows: [&[f32]; STREAMS] = [&[]; STREAMS];
+        for stream in 0..height {
+            rows[stream] = &block.weights[stream * width..][block.columns.clone()];
+            for row in 0..N {
+                factors[row][stream] = inputs[row * self.inner + block.first + stream];
+            }
+        }
+        let lanes = f32::lanes::<S>();
+        let wide = if height == STREAMS {
+            n / lanes * lanes
+        } else {
+            0
+        };
+        let place = |row: usize, index: usize| row * width + block.columns.start + index;
+        assert!(sums.len() == N * width);
+        for index in (0..wide).step_by(lanes) {
+            let mut totals = [0.0f32.splat::<S>(); N];
+            for row in 0..N {
+                // SAFETY: from here on there are as many sums, and values below, as a vector has.
+                totals[row] = unsafe { vload_unaligned(sums.as_ptr().add(place(row, index))) };
+            }
+            for stream in 0..STREAMS {
+                // SAFETY: as above.
+                let values: Vector<S, f32> =
+                    unsafe { vload_unaligned(rows[stream].as_ptr().add(index)) };
+                for row in 0..N {
+                    totals[row] = factors[row][stream]
+                        .splat::<S>()
+                        .mul_add(values, totals[row]);
+                }
+            }
+            for row in 0..N {
+                // SAFETY: as above.
+                unsafe { vstore_unaligned(sums.as_mut_ptr().add(place(row, index)), totals[row]) };
+            }
+        }
+        for row in 0..N {
+            for index in wide..n {
+                let sum = &mut sums[place(row, index)];
+                for stream in 0..height {
+                    *sum = mul_add::<S>(factors[row][stream], rows[stream][index], *sum);
+                }
+            }
+        }
     }
 }
 
