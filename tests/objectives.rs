@@ -22,6 +22,7 @@ use burn_zoo::{
     },
     models::{directory, family::Architecture},
     nn::{Inputs, Transformer, TransformerConfig, block::BlockConfig, head::HeadOutput, init},
+    ops::cores,
     train::{
         Recipe,
         objective::{LanguageModeling, Objective, Pretraining, Recompute, StepConfig, Trainee},
@@ -29,7 +30,7 @@ use burn_zoo::{
         trainer::Display,
     },
 };
-use common::{assert_close, processor, values};
+use common::{assert_close, devices, processor, values};
 use serde_json::{Value, json};
 
 /// Tokens of text are 0 to 39, the first half begin words; 40 to 49 are special.
@@ -338,24 +339,36 @@ fn replicas(replicas: usize) -> StepConfig {
     }
 }
 
+/// Those that compute parts of a batch at once.
+fn devices_with_replicas() -> Vec<(String, Device)> {
+    let found = devices().into_iter();
+    let found = found.filter(|found| cores(&found.device) > 0);
+    let found: Vec<_> = found
+        .map(|found| (found.name, found.device.autodiff()))
+        .collect();
+    assert!(!found.is_empty(), "flex is a default feature");
+    found
+}
+
 /// Also where parts differ in how much they are asked, and there are fewer sequences than replicas.
 #[test]
 fn replicas_learn_what_one_model_does() {
     let _shared = GENERATOR.read().unwrap_or_else(PoisonError::into_inner);
-    let device = processor().autodiff();
-    let cases = [
-        ("masked", bert(&device), Prediction::Masked(masking()), 20),
-        ("infilled", glm(&device), infilling(0.3), 30),
-        ("corrupted", t5(&device), corruption(), 20),
-        ("next", glm(&device), Prediction::Next, 30),
-    ];
-    for (what, model, prediction, context) in cases {
-        let batch = windows(prediction, context, &device);
-        let expected = learn(model.clone(), LanguageModeling, batch.clone());
-        for count in [2, 3, 64] {
-            let config = replicas(count);
-            let found = learn_by(config, model.clone(), LanguageModeling, batch.clone());
-            assert_same(found, expected.clone(), &format!("{what}, {count}"));
+    for (name, device) in devices_with_replicas() {
+        let cases = [
+            ("masked", bert(&device), Prediction::Masked(masking()), 20),
+            ("infilled", glm(&device), infilling(0.3), 30),
+            ("corrupted", t5(&device), corruption(), 20),
+            ("next", glm(&device), Prediction::Next, 30),
+        ];
+        for (what, model, prediction, context) in cases {
+            let batch = windows(prediction, context, &device);
+            let expected = learn(model.clone(), LanguageModeling, batch.clone());
+            for count in [2, 3, 64] {
+                let config = replicas(count);
+                let found = learn_by(config, model.clone(), LanguageModeling, batch.clone());
+                assert_same(found, expected.clone(), &format!("{name}, {what}, {count}"));
+            }
         }
     }
 }
@@ -365,23 +378,32 @@ fn replicas_learn_what_one_model_does() {
 #[test]
 fn replicas_drop_the_same_again_from_the_same_seed() {
     let _alone = GENERATOR.write().unwrap_or_else(PoisonError::into_inner);
-    let device = processor().autodiff();
-    let config = TransformerConfig::uniform(VOCAB_SIZE, 64, 2, BlockConfig::gpt2(16, 2));
-    init::seed(3);
-    let model = config.with_dropout(0.3).init(&device);
-    let batch = windows(Prediction::Next, 30, &device);
-    for recompute in [Recompute::Nothing, Recompute::Block] {
-        let config = StepConfig {
-            recompute,
-            ..replicas(2)
-        };
-        let learn = |seed| {
-            device.seed(seed);
-            learn_by(config, model.clone(), LanguageModeling, batch.clone())
-        };
-        let (first, again, other) = (learn(3), learn(3), learn(4));
-        assert!(first == again, "another gradient from the same seed");
-        assert!(first != other, "the same gradient from another seed");
+    for (name, device) in devices_with_replicas() {
+        let config = TransformerConfig::uniform(VOCAB_SIZE, 64, 2, BlockConfig::gpt2(16, 2))
+            .with_dropout(0.3)
+            .with_attention_dropout(0.2);
+        init::seed(3);
+        let model = config.init(&device);
+        let batch = windows(Prediction::Next, 30, &device);
+        for recompute in [Recompute::Nothing, Recompute::Block] {
+            let config = StepConfig {
+                recompute,
+                ..replicas(2)
+            };
+            let learn = |seed| {
+                device.seed(seed);
+                learn_by(config, model.clone(), LanguageModeling, batch.clone())
+            };
+            let (first, again, other) = (learn(3), learn(3), learn(4));
+            assert!(
+                first == again,
+                "{name}: another gradient from the same seed"
+            );
+            assert!(
+                first != other,
+                "{name}: the same gradient from another seed"
+            );
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use burn::backend::{
 };
 use burn::tensor::{DType, Shape, TensorData};
 
-use crate::dropout;
+use crate::TransformerOps;
 
 /// Which keys a query may attend to, as far as it follows from their positions alone.
 ///
@@ -168,7 +168,7 @@ pub(crate) fn mask_bias<B: Backend>(
 
 /// Returns the output `[batch, n_heads, seq_q, head_dim]` and the attention probabilities
 /// `[batch, n_kv_heads, group · seq_q, seq_k]`, below zero where they are dropped.
-pub(crate) fn composed_forward<B: Backend>(
+pub(crate) fn composed_forward<B: TransformerOps>(
     query: FloatTensor<B>,
     key: FloatTensor<B>,
     value: FloatTensor<B>,
@@ -196,7 +196,7 @@ pub(crate) fn composed_forward<B: Backend>(
     let (weights, saved) = match scoring.dropout {
         0.0 => (probabilities.clone(), probabilities),
         share => {
-            let kept = dropout::draw::<B>(&probabilities, share);
+            let kept = B::dropout_draw(probabilities.clone(), share);
             let sign = B::float_sub_scalar(B::float_mul_scalar(kept.clone(), 2.into()), 1.into());
             let left = B::float_mul(probabilities.clone(), kept);
             let weights = B::float_mul_scalar(left, (1.0 / (1.0 - share)).into());

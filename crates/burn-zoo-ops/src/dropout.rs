@@ -3,8 +3,13 @@
 use burn::backend::{Backend, TensorMetadata, tensor::FloatTensor};
 use burn::tensor::Distribution;
 
+use crate::TransformerOps;
+
 /// Which values are left: 0 or 1 for each.
-pub(crate) fn draw<B: Backend>(values: &FloatTensor<B>, probability: f64) -> FloatTensor<B> {
+pub(crate) fn composed_draw<B: Backend>(
+    values: &FloatTensor<B>,
+    probability: f64,
+) -> FloatTensor<B> {
     B::float_random(
         values.shape(),
         Distribution::Bernoulli(1.0 - probability),
@@ -14,11 +19,11 @@ pub(crate) fn draw<B: Backend>(values: &FloatTensor<B>, probability: f64) -> Flo
 }
 
 /// Returns the output, and what each value was multiplied by: 0, or `1 / (1 - probability)`.
-pub(crate) fn composed_forward<B: Backend>(
+pub(crate) fn composed_forward<B: TransformerOps>(
     input: FloatTensor<B>,
     probability: f64,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
-    let kept = draw::<B>(&input, probability);
+    let kept = B::dropout_draw(input.clone(), probability);
     let factors = B::float_mul_scalar(kept, (1.0 / (1.0 - probability)).into());
     (B::float_mul(input, factors.clone()), factors)
 }

@@ -251,6 +251,11 @@ pub trait TransformerOps: Backend {
         rows::composed_weighted_backward::<Self>(rows, weights, indices, grad)
     }
 
+    /// Which values dropout leaves: 1 or 0 for each. Backends that draw otherwise do not ask for it.
+    fn dropout_draw(values: FloatTensor<Self>, probability: f64) -> FloatTensor<Self> {
+        dropout::composed_draw::<Self>(&values, probability)
+    }
+
     /// Dropout, see [`dropout`].
     fn random_dropout(input: FloatTensor<Self>, probability: f64) -> FloatTensor<Self> {
         Self::random_dropout_forward(input, probability).0

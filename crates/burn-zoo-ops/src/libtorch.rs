@@ -6,10 +6,15 @@
 //! uses `scaled_dot_product_attention`, which picks its own kernel, and training the composed form. So does
 //! training everywhere that learns a bias or drops probabilities, in memory that grows with the square of the context.
 //!
+//! Things that are computed [at once](crate::at_once), each on a core of its own, have their linear layers multiplied by Flex,
+//! again on LibTorch's memory. On all cores together, OpenMP's threads and rayon's would take them from each other.
+//!
 //! Two conventions differ from ours. ATen's `is_causal` aligns the mask to the top left, so a
 //! cached prefix needs an explicit mask; and its kernels want as many key as query heads, so
 //! grouped heads are expanded and their gradients summed.
 
+#[cfg(feature = "flex")]
+use burn::backend::ops::ModuleOps;
 use burn::backend::{
     TensorMetadata,
     tensor::{FloatTensor, IntTensor},
@@ -17,9 +22,9 @@ use burn::backend::{
 use burn_tch::{LibTorch, TchTensor};
 use tch::{Kind, Tensor};
 
-#[cfg(feature = "flex")]
-use crate::AdamWStep;
 use crate::{Activation, AttentionMask, ScoreBias, Scoring, TransformerOps, activation, attention};
+#[cfg(feature = "flex")]
+use crate::{AdamWStep, Affine, threads};
 
 /// How ATen is told about a mask.
 struct Masking {
@@ -125,6 +130,45 @@ fn owned(tensor: TchTensor) -> TchTensor {
     }
 }
 
+/// Whether these are 32-bit floats in the processor's memory. What is empty may have no address.
+#[cfg(feature = "flex")]
+fn are_here<const N: usize>(tensors: [&TchTensor; N]) -> bool {
+    tensors.iter().all(|tensor| {
+        let tensor = &tensor.tensor;
+        tensor.device() == tch::Device::Cpu && tensor.kind() == Kind::Float && tensor.numel() > 0
+    })
+}
+
+/// The shape of a tensor.
+#[cfg(feature = "flex")]
+fn sizes(tensor: &Tensor) -> Vec<usize> {
+    let size = tensor.size();
+    size.into_iter().map(|length| length as usize).collect()
+}
+
+/// A tensor in the processor's memory that is written before it is read.
+#[cfg(feature = "flex")]
+fn room(size: &[i64]) -> Tensor {
+    Tensor::empty(size, (Kind::Float, tch::Device::Cpu))
+}
+
+/// LibTorch's processor.
+#[cfg(feature = "flex")]
+#[expect(
+    deprecated,
+    reason = "Burn drops LibTorch after 0.22; the zoo has it on purpose"
+)]
+pub(crate) fn processor() -> burn::tensor::Device {
+    burn::tensor::Device::libtorch()
+}
+
+/// Random bits of LibTorch's generator for the processor.
+#[cfg(feature = "flex")]
+pub(crate) fn draw() -> u64 {
+    let drawn = Tensor::randint(1 << 32, [2], (Kind::Int64, tch::Device::Cpu));
+    (drawn.int64_value(&[0]) << 32 | drawn.int64_value(&[1])) as u64
+}
+
 /// # Safety
 ///
 /// The tensor has 32-bit floats side by side in the processor's memory.
@@ -166,6 +210,76 @@ impl TransformerOps for LibTorch {
             Some(scoring.scale),
             false,
         ))
+    }
+
+    #[cfg(feature = "flex")]
+    fn affine_map(input: FloatTensor<Self>, affine: Affine<Self>) -> FloatTensor<Self> {
+        let (Affine::Scale(weight) | Affine::ScaleShift(weight, _)) = &affine;
+        if !threads::is_alone() || !are_here([&input, weight]) {
+            return crate::linear::composed::<Self>(input, affine);
+        }
+        let (weight, bias) = affine.into_parts();
+        let (weight, input) = (weight.tensor, input.tensor.contiguous());
+        let bias = bias.map(|bias| bias.tensor.contiguous());
+        let [inner, width] = sizes(&weight)[..] else {
+            unreachable!("a linear layer's weight is a matrix")
+        };
+        let mut size = input.size();
+        if let Some(last) = size.last_mut() {
+            *last = width as i64;
+        }
+        let mut output = room(&size);
+        let rows = input.numel() / inner;
+        let strides = weight.stride();
+        let strides = [strides[0] as isize, strides[1] as isize];
+        // SAFETY: the tensors have these sizes in the processor's memory, and the output is new.
+        unsafe {
+            let bias = bias.as_ref().map(|bias| floats(bias));
+            let (target, input) = (
+                floats_mut(&mut output).as_mut_ptr(),
+                floats(&input).as_ptr(),
+            );
+            let weights = (weight.data_ptr().cast_const().cast(), strides);
+            crate::flex::linear::multiply([rows, width, inner], target, bias, input, weights);
+        }
+        TchTensor::new(output)
+    }
+
+    #[cfg(feature = "flex")]
+    fn affine_map_weight_backward(
+        input: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        if !threads::is_alone() || !are_here([&input, &grad]) {
+            return Self::linear_weight_backward(input, grad);
+        }
+        let (input, grad) = (input.tensor.contiguous(), grad.tensor.contiguous());
+        let last = |tensor: &Tensor| sizes(tensor)[tensor.dim() - 1];
+        let (inner, width) = (last(&input), last(&grad));
+        let mut output = room(&[inner as i64, width as i64]);
+        // SAFETY: the tensors have these sizes in the processor's memory, and the output is new.
+        unsafe {
+            let target = floats_mut(&mut output).as_mut_ptr();
+            let (rows, grad) = (input.numel() / inner, floats(&grad).as_ptr());
+            let input = floats(&input).as_ptr();
+            crate::flex::linear::multiply_across([inner, width, rows], target, input, grad);
+        }
+        TchTensor::new(output)
+    }
+
+    /// Draws of one of several things that are computed at once follow from its own seed.
+    #[cfg(feature = "flex")]
+    fn dropout_draw(values: FloatTensor<Self>, probability: f64) -> FloatTensor<Self> {
+        use crate::flex::dropout::{Draws, draw_seed};
+
+        if !threads::has_stream() || !are_here([&values]) {
+            return crate::dropout::composed_draw::<Self>(&values, probability);
+        }
+        let mut kept = Tensor::ones(values.tensor.size(), (Kind::Float, tch::Device::Cpu));
+        let draws = Draws::new(draw_seed().storage(), probability);
+        // SAFETY: it is new, and in the processor's memory.
+        draws.apply(unsafe { floats_mut(&mut kept) }, 0);
+        TchTensor::new(kept.gt(0.0).to_kind(Kind::Float))
     }
 
     fn apply_activation(input: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self> {
@@ -236,15 +350,7 @@ impl TransformerOps for LibTorch {
         moment_2: FloatTensor<Self>,
         step: AdamWStep,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        let tensors = [&parameter, &grad, &moment_1, &moment_2];
-        let is_here = |tensor: &&TchTensor| {
-            let tensor = &tensor.tensor;
-            // What is empty may have no address.
-            tensor.device() == tch::Device::Cpu
-                && tensor.kind() == Kind::Float
-                && tensor.numel() > 0
-        };
-        if !tensors.iter().all(is_here) {
+        if !are_here([&parameter, &grad, &moment_1, &moment_2]) {
             return crate::adamw::composed::<Self>(parameter, grad, moment_1, moment_2, step);
         }
         let parameter = parameter.tensor.contiguous();

@@ -46,7 +46,9 @@ pub fn on_worker<R: Send>(compute: impl FnOnce() -> R + Send) -> R {
 /// ```
 pub fn awake<R>(device: &Device, compute: impl FnOnce() -> R) -> R {
     #[cfg(feature = "flex")]
-    let _awake = (cores(device) > 1).then(Awake::begin);
+    let is_flex = matches!(Processor::of(device), Some(Processor::Flex));
+    #[cfg(feature = "flex")]
+    let _awake = (is_flex && cores(device) > 1).then(Awake::begin);
     let _ = device;
     compute()
 }
@@ -93,11 +95,11 @@ impl Drop for Awake {
     }
 }
 
-/// Computes with each of the items, and with a seed for what is drawn meanwhile. On Flex all are computed at once, each on
-/// its share of the processor's cores; a core that has work of its own does not wait for others in each operation. Elsewhere,
-/// and within one of several things that are computed at once, one follows the other.
+/// Computes with each of the items, and with a seed for what is drawn meanwhile. On Flex, and on LibTorch's processor beside it,
+/// all are computed at once, each on its share of the processor's cores; a core that has work of its own does not wait for
+/// others in each operation. Elsewhere, and within one of several things that are computed at once, one follows the other.
 ///
-/// On Flex the seeds follow from the generator of the device, and what this crate draws in 32-bit floats follows from them;
+/// At once, the seeds follow from the generator of the device, and what this crate draws in 32-bit floats follows from them;
 /// [`seed`] changes that. Elsewhere the seeds are the numbers of the items.
 ///
 /// ```
@@ -111,9 +113,17 @@ pub fn at_once<T: Send, R: Send>(
     compute: impl Fn(u64, T) -> R + Sync,
 ) -> Vec<R> {
     #[cfg(feature = "flex")]
-    if items.len() > 1 && cores(device) > 0 {
+    if items.len() > 1
+        && cores(device) > 0
+        && let Some(processor) = Processor::of(device)
+    {
         let pools = Pools::take(items.len());
-        let seeds: Vec<u64> = items.iter().map(|_| draw()).collect();
+        let seeds: Vec<u64> = items.iter().map(|_| processor.draw()).collect();
+        let compute = |seed, item| {
+            processor.use_threads(rayon::current_num_threads());
+            compute(seed, item)
+        };
+        let n_threads = processor.threads();
         let compute = &compute;
         let mut results: Vec<Option<R>> = items.iter().map(|_| None).collect();
         let jobs = items.into_iter().zip(seeds).zip(&mut results);
@@ -121,6 +131,7 @@ pub fn at_once<T: Send, R: Send>(
             move || *result = Some(with_stream(seed, || compute(seed, item)))
         });
         in_pools(&pools.0, jobs);
+        processor.use_threads(n_threads);
         return results.into_iter().flatten().collect();
     }
     let items = items.into_iter().enumerate();
@@ -148,7 +159,7 @@ fn in_pools<'scope, J: FnOnce() + Send + 'scope>(
 /// On how many cores things can be computed [`at_once`] with a device. None where one follows the other.
 pub fn cores(device: &Device) -> usize {
     #[cfg(feature = "flex")]
-    if STREAM.get().is_none() && is_flex(device) {
+    if STREAM.get().is_none() && Processor::of(device).is_some() {
         return rayon::current_num_threads();
     }
     let _ = device;
@@ -158,16 +169,74 @@ pub fn cores(device: &Device) -> usize {
 /// Seeds what is drawn from a device: by this thread, where it computes one of several things [`at_once`].
 pub fn seed(device: &Device, seed: u64) {
     #[cfg(feature = "flex")]
-    if STREAM.get().is_some() && is_flex(device) {
+    if STREAM.get().is_some() && Processor::of(device).is_some() {
         STREAM.set(Some(seed));
         return;
     }
     device.seed(seed);
 }
 
+/// Whether this thread computes one of several things at once, with draws of its own.
+#[cfg(all(feature = "flex", feature = "libtorch"))]
+pub(crate) fn has_stream() -> bool {
+    STREAM.get().is_some()
+}
+
+/// The same on a single thread.
+#[cfg(all(feature = "flex", feature = "libtorch"))]
+pub(crate) fn is_alone() -> bool {
+    has_stream() && rayon::current_num_threads() == 1
+}
+
+/// What computes in the processor's memory when a thread calls it.
 #[cfg(feature = "flex")]
-fn is_flex(device: &Device) -> bool {
-    device.clone().without_autodiff() == Device::flex()
+#[derive(Clone, Copy)]
+enum Processor {
+    Flex,
+    #[cfg(feature = "libtorch")]
+    LibTorch,
+}
+
+#[cfg(feature = "flex")]
+impl Processor {
+    fn of(device: &Device) -> Option<Self> {
+        let device = device.clone().without_autodiff();
+        if device == Device::flex() {
+            return Some(Self::Flex);
+        }
+        #[cfg(feature = "libtorch")]
+        if device == crate::libtorch::processor() {
+            return Some(Self::LibTorch);
+        }
+        None
+    }
+
+    /// Random bits of its generator.
+    fn draw(self) -> u64 {
+        match self {
+            Self::Flex => draw(),
+            #[cfg(feature = "libtorch")]
+            Self::LibTorch => crate::libtorch::draw(),
+        }
+    }
+
+    /// With how many threads of its own it computes when this thread calls it.
+    fn threads(self) -> usize {
+        match self {
+            Self::Flex => 0,
+            #[cfg(feature = "libtorch")]
+            Self::LibTorch => tch::get_num_threads() as usize,
+        }
+    }
+
+    /// Has it compute with as many of its own from now on when this thread calls it. Flex has those of the pool.
+    fn use_threads(self, count: usize) {
+        match self {
+            Self::Flex => {}
+            #[cfg(feature = "libtorch")]
+            Self::LibTorch => tch::set_num_threads(count as i32),
+        }
+    }
 }
 
 #[cfg(feature = "flex")]

@@ -455,7 +455,8 @@ pub struct LoopConfig {
     #[serde(default = "one")]
     pub accumulation: usize,
     /// Copies of the model that take parts of a batch, each with its share of the processor's cores: faster for small
-    /// models, with more memory. Only on flex and in 32 bits; elsewhere it changes nothing.
+    /// models, with more memory. On flex, and on LibTorch's processor in a program that has flex too, in 32 bits; elsewhere it
+    /// changes nothing.
     #[serde(default = "one")]
     pub replicas: usize,
     /// How much of each target's probability is spread over all classes in training.

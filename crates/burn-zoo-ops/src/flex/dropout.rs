@@ -41,7 +41,7 @@ fn mix(number: u32) -> u32 {
 }
 
 /// The seed of a draw, from the generator of the device or the thread: `[2]`.
-pub(super) fn draw_seed() -> FlexTensor {
+pub(crate) fn draw_seed() -> FlexTensor {
     let drawn = draw();
     let halves = [drawn >> 32, drawn & 0xffff_ffff];
     // What a 32-bit float holds of each.
@@ -51,20 +51,20 @@ pub(super) fn draw_seed() -> FlexTensor {
 
 /// Which values are dropped.
 #[derive(Clone, Copy)]
-pub(super) struct Draws {
+pub(crate) struct Draws {
     seed: [u32; 2],
     probability: f64,
 }
 
 impl Draws {
     /// By a seed of [`draw_seed`].
-    pub(super) fn new(seed: &[f32], probability: f64) -> Self {
+    pub(crate) fn new(seed: &[f32], probability: f64) -> Self {
         let seed = [0, 1].map(|which| mix(seed[which] as u32 + which as u32));
         Self { seed, probability }
     }
 
     /// Drops of values that follow each other, the first of which has this place among all.
-    pub(super) fn apply(&self, values: &mut [f32], first: usize) {
+    pub(crate) fn apply(&self, values: &mut [f32], first: usize) {
         let [low, high] = self.seed;
         run(Drop {
             values,

@@ -24,23 +24,41 @@ pub(super) fn forward(input: FlexTensor, affine: Affine<Flex>) -> FlexTensor {
     let input = &input.storage::<f32>()[range];
     let rows = shape[..last].iter().product::<usize>();
     assert_eq!(input.len(), rows * inner, "the input has the weight's rows");
-    let mut output = Vec::new();
-    let start = match &bias {
-        Some((bias, range)) => Start::Row(&bias.storage::<f32>()[range.clone()][..width]),
-        None => Start::Zero,
-    };
+    let bias = bias
+        .as_ref()
+        .map(|(bias, range)| &bias.storage::<f32>()[range.clone()][..width]);
     let strides = weight.layout().strides();
     let strides = [strides[0], strides[1]];
-    let weights = &weight.storage::<f32>()[weight.layout().start_offset()..];
-    let left = Matrix::read(input, [inner as isize, 1]);
-    let right = Matrix::read(weights, strides);
-    let target = Matrix::room(&mut output, rows, width);
-    let (sizes, is_parallel) = ([rows, width, inner], rows * inner * width >= PARALLEL);
-    // SAFETY: the matrices have these sizes, and the target is nobody else's.
-    unsafe { product(sizes, target, start, left, right, is_parallel) };
-    // SAFETY: the product has written each value.
-    unsafe { output.set_len(rows * width) };
+    let weights = weight.storage::<f32>()[weight.layout().start_offset()..].as_ptr();
+    let mut output = Vec::with_capacity(rows * width);
+    let (sizes, target) = ([rows, width, inner], output.as_mut_ptr());
+    // SAFETY: the matrices have these sizes, the target is nobody else's, and all of it is written.
+    unsafe {
+        multiply(sizes, target, bias, input.as_ptr(), (weights, strides));
+        output.set_len(rows * width);
+    }
     tensor(output, Shape::from(shape))
+}
+
+/// Writes `input · weight + bias` of sizes `[m, k]`, `[k, n]` and `[n]`. All but the weight lies row by row.
+///
+/// # Safety
+///
+/// There is as much behind the pointers, and nobody else uses the target.
+pub(crate) unsafe fn multiply(
+    sizes @ [rows, width, inner]: [usize; 3],
+    target: *mut f32,
+    bias: Option<&[f32]>,
+    input: *const f32,
+    (weights, strides): (*const f32, [isize; 2]),
+) {
+    let start = bias.map_or(Start::Zero, Start::Row);
+    let by_row = |values, width: usize| Matrix::at(values, [width as isize, 1]);
+    let (target, left) = (by_row(target, width), by_row(input.cast_mut(), inner));
+    let right = Matrix::at(weights.cast_mut(), strides);
+    let is_parallel = rows * inner * width >= PARALLEL;
+    // SAFETY: as promised.
+    unsafe { product(sizes, target, start, left, right, is_parallel) };
 }
 
 /// `[.., d_input] [.., d_output] → [d_input, d_output]`.
@@ -54,17 +72,33 @@ pub(super) fn weight_backward(input: FlexTensor, grad: FlexTensor) -> FlexTensor
     let input = &input.storage::<f32>()[of_input];
     let grad = &grad.storage::<f32>()[of_grad];
     let rows = input.len() / inner.max(1);
-    let mut output = Vec::new();
-    let left = Matrix::read(input, [1, inner as isize]);
-    let right = Matrix::read(grad, [width as isize, 1]);
-    let target = Matrix::room(&mut output, inner, width);
-    let (sizes, is_parallel) = ([inner, width, rows], rows * inner * width >= PARALLEL);
-    // SAFETY: the matrices have these sizes, the target is nobody else's, and the product writes all of it.
+    let mut output = Vec::with_capacity(inner * width);
+    let (sizes, target) = ([inner, width, rows], output.as_mut_ptr());
+    // SAFETY: the matrices have these sizes, the target is nobody else's, and all of it is written.
     unsafe {
-        product(sizes, target, Start::Zero, left, right, is_parallel);
+        multiply_across(sizes, target, input.as_ptr(), grad.as_ptr());
         output.set_len(inner * width);
     }
     tensor(output, Shape::new([inner, width]))
+}
+
+/// Writes `inputᵀ · grad` of sizes `[m, k]` and `[k, n]`. All lies row by row, the input in rows of `m`.
+///
+/// # Safety
+///
+/// There is as much behind the pointers, and nobody else uses the target.
+pub(crate) unsafe fn multiply_across(
+    sizes @ [inner, width, rows]: [usize; 3],
+    target: *mut f32,
+    input: *const f32,
+    grad: *const f32,
+) {
+    let by_row = |values, width: usize| Matrix::at(values, [width as isize, 1]);
+    let left = by_row(input.cast_mut(), inner).transposed();
+    let (target, right) = (by_row(target, width), by_row(grad.cast_mut(), width));
+    let is_parallel = rows * inner * width >= PARALLEL;
+    // SAFETY: as promised.
+    unsafe { product(sizes, target, Start::Zero, left, right, is_parallel) };
 }
 
 /// Sums of columns of rows.

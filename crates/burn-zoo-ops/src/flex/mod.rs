@@ -6,9 +6,9 @@
 mod activation;
 pub(crate) mod adamw;
 mod attention;
-mod dropout;
+pub(crate) mod dropout;
 mod likelihood;
-mod linear;
+pub(crate) mod linear;
 mod norm;
 mod product;
 mod projected_loss;

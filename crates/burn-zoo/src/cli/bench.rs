@@ -87,7 +87,8 @@ pub struct TrainArguments {
     /// What the backward pass computes again instead of keeping it.
     #[arg(long, default_value = "nothing", value_parser = recompute())]
     recompute: Recompute,
-    /// Copies of the model that take parts of a batch, each with its share of the processor's cores (flex alone)
+    /// Copies of the model that take parts of a batch, each with its share of the processor's cores (flex and
+    /// libtorch's processor)
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     replicas: u64,
     /// Steps to measure whole, and as many part by part.

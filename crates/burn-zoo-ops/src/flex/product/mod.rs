@@ -17,6 +17,11 @@ pub(super) struct Matrix {
 }
 
 impl Matrix {
+    /// Of values that begin there.
+    pub(super) fn at(values: *mut f32, strides: [isize; 2]) -> Self {
+        Self { values, strides }
+    }
+
     /// Of values that are only read.
     pub(super) fn read(values: &[f32], strides: [isize; 2]) -> Self {
         Self {
