@@ -232,7 +232,7 @@ impl Processor {
     /// Has it compute with as many of its own from now on when this thread calls it. Flex has those of the pool.
     fn use_threads(self, count: usize) {
         match self {
-            Self::Flex => {}
+            Self::Flex => _ = count,
             #[cfg(feature = "libtorch")]
             Self::LibTorch => tch::set_num_threads(count as i32),
         }

@@ -249,23 +249,21 @@ impl RowSums<'_> {
         assert!(sums.len() == N * width);
         for index in (0..wide).step_by(lanes) {
             let mut totals = [0.0f32.splat::<S>(); N];
-            for row in 0..N {
+            for (row, total) in totals.iter_mut().enumerate() {
                 // SAFETY: from here on there are as many sums, and values below, as a vector has.
-                totals[row] = unsafe { vload_unaligned(sums.as_ptr().add(place(row, index))) };
+                *total = unsafe { vload_unaligned(sums.as_ptr().add(place(row, index))) };
             }
             for stream in 0..STREAMS {
                 // SAFETY: as above.
                 let values: Vector<S, f32> =
                     unsafe { vload_unaligned(rows[stream].as_ptr().add(index)) };
-                for row in 0..N {
-                    totals[row] = factors[row][stream]
-                        .splat::<S>()
-                        .mul_add(values, totals[row]);
+                for (total, factors) in totals.iter_mut().zip(&factors) {
+                    *total = factors[stream].splat::<S>().mul_add(values, *total);
                 }
             }
-            for row in 0..N {
+            for (row, &total) in totals.iter().enumerate() {
                 // SAFETY: as above.
-                unsafe { vstore_unaligned(sums.as_mut_ptr().add(place(row, index)), totals[row]) };
+                unsafe { vstore_unaligned(sums.as_mut_ptr().add(place(row, index)), total) };
             }
         }
         for row in 0..N {
