@@ -7,10 +7,10 @@ use burn_zoo_nn::Transformer;
 /// Blocks of fewer parameters take as long to call as to read.
 const LARGE: usize = 1 << 25;
 
-/// How long the draft of a token takes, as a share of a pass of the model over one token.
+/// How long the draft of a token takes, as a share of a pass of the model over one token: GPT-2 124M on two cores of an Intel Xeon.
 const DRAFTING: f64 = 0.4;
 
-/// How much longer a pass takes for each draft that it reads besides.
+/// How much longer a pass takes for each draft that it reads besides, there.
 const READING: f64 = 0.14;
 
 /// Drafts at a time. A pass over more tokens no longer takes about as long as over one.
@@ -28,9 +28,15 @@ pub(crate) struct Drafter {
 }
 
 impl Drafter {
-    /// For a model that is large enough to wait for memory.
+    /// For a model that is large enough to wait for memory. Experts take more time for each token more, and those of limited capacity
+    /// drop other tokens when more are read at once.
     pub(crate) fn of(model: &Transformer) -> Option<Self> {
-        if model.stack.num_params() < LARGE {
+        let has_experts = model
+            .stack
+            .blocks
+            .iter()
+            .any(|block| block.mixture.is_some());
+        if has_experts || model.stack.num_params() < LARGE {
             return None;
         }
         model.draft().map(Self::new)
@@ -56,7 +62,8 @@ impl Drafter {
         count
     }
 
-    /// Takes into account that of so many drafts the first were right. Where none were asked for, some will be, later.
+    /// Takes into account that of so many drafts the first `right` were right. Where there were none, the share rises a little, so that
+    /// in time there are some again.
     pub(crate) fn learn(&mut self, right: usize, drafts: usize) {
         let mut see = |outcome: f64, weight: f64| self.right += weight * (outcome - self.right);
         (0..right).for_each(|_| see(1.0, RECENT));

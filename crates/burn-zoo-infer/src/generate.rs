@@ -47,10 +47,10 @@ pub enum GenerateError {
     Sampling(#[from] SamplingError),
 }
 
-/// A copy of the head takes as long to make as it saves in one or two tokens, and is made when so many are written.
+/// Tokens that are written before there is a copy of the head, which takes as long to make as it saves in one or two.
 const HEAD_AFTER: usize = 2;
 
-/// The same of a copy that drafts.
+/// Tokens that are written before there is a copy that drafts, which takes as long to make as it saves in ten or twenty.
 const DRAFT_AFTER: usize = 8;
 
 /// A text being continued, or, by a model with an encoder, answered.
@@ -179,10 +179,12 @@ impl<'a> Generator<'a> {
         self.passes += 1;
     }
 
-    /// Guesses what follows, and leaves the cache as it was.
+    /// Guesses what follows, and leaves the cache as it was. What the encoder read, the model itself has to put there first.
     fn draft(&mut self) -> Vec<u32> {
         let mut drafts = Vec::new();
-        if let (Some(drafter), Some(head), 1) = (&self.drafter, &self.head, self.pending) {
+        if let (Some(drafter), Some(head), 1) = (&self.drafter, &self.head, self.pending)
+            && self.passes > 0
+        {
             let length = self.cache.len();
             let count = drafter.count().min(self.cache.capacity() - length - 1);
             let mut last = self.tokens.last().copied();
@@ -214,7 +216,9 @@ impl<'a> Generator<'a> {
         if self.sampler.takes_highest() {
             match self.tokens.len() - self.given {
                 HEAD_AFTER if self.head.is_none() => self.head = scores.quantized(),
-                DRAFT_AFTER if self.head.is_some() => self.drafter = Drafter::of(self.model),
+                DRAFT_AFTER if self.head.is_some() && self.drafter.is_none() => {
+                    self.drafter = Drafter::of(self.model);
+                }
                 _ => {}
             }
             if let Some(head) = &self.head {
@@ -358,6 +362,7 @@ mod tests {
         feed_forward::FeedForwardConfig,
         head::HeadConfig,
         init,
+        mixture::MixtureConfig,
         stack::StackConfig,
     };
 
@@ -409,17 +414,25 @@ mod tests {
         )]));
         answering.stack.blocks[0].cross_attention =
             Some(AttentionConfig::multi_head(32, 2).with_pattern(AttentionPattern::Bidirectional));
+        let mut mixed = decoder.clone();
+        for block in &mut mixed.stack.blocks {
+            block.mixture = Some(MixtureConfig::top_two(3));
+        }
         let configs = [
             decoder,
             with(AttentionPattern::Prefix),
             with(AttentionPattern::Banded { window: 5 }),
             answering,
+            mixed,
         ];
         for (number, config) in configs.into_iter().enumerate() {
             init::seed(number as u64);
             // A tied head would repeat what it reads.
             let head = HeadConfig::untied(false);
-            let config = config.with_head(head).with_init_std(1.0);
+            let config = config
+                .with_head(head)
+                .with_uniform_init(0.5)
+                .with_init_std(1.0);
             let [model, other] = [(); 2].map(|()| config.init(&device));
             let (alone, passes) = written(&model, None);
             assert_eq!(passes, 70);

@@ -52,7 +52,7 @@ impl Linear {
         activation: Activation,
     ) -> Tensor<D> {
         if self.lora.is_some() || self.quantized.is_some() {
-            // Two linear layers read it, or one that has no gradient.
+            // Two linear layers read it, or one that has no fused form.
             return self.forward(match gate {
                 None => activate(up, activation),
                 Some(gate) => burn_zoo_ops::gate(gate, up, activation),
@@ -94,6 +94,7 @@ impl Linear {
             let merged = (self.weight.val() + lora.product()).detach();
             self.weight = Param::from_tensor(merged);
             self.weight.id = id;
+            self.quantized = None;
         }
     }
 

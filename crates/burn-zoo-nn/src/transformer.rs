@@ -544,6 +544,10 @@ impl Transformer {
     }
 
     /// The same of what follows each of the `last` tokens, not computed yet: `[batch, seq]` to rows `[batch · last]`.
+    ///
+    /// # Panics
+    ///
+    /// When the cache cannot hold the tokens, or there are fewer than `last`.
     pub fn decode_scores(
         &self,
         inputs: impl Into<Inputs>,

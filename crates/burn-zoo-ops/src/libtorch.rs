@@ -162,6 +162,13 @@ pub(crate) fn processor() -> burn::tensor::Device {
     burn::tensor::Device::libtorch()
 }
 
+/// With how many threads LibTorch computed before any was told otherwise: who asks later might ask a thread that knows no better.
+#[cfg(feature = "flex")]
+pub(crate) fn threads() -> usize {
+    static COUNT: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
+    *COUNT.get_or_init(|| tch::get_num_threads() as usize)
+}
+
 /// Random bits of LibTorch's generator for the processor.
 #[cfg(feature = "flex")]
 pub(crate) fn draw() -> u64 {
@@ -214,8 +221,11 @@ impl TransformerOps for LibTorch {
 
     #[cfg(feature = "flex")]
     fn affine_map(input: FloatTensor<Self>, affine: Affine<Self>) -> FloatTensor<Self> {
-        let (Affine::Scale(weight) | Affine::ScaleShift(weight, _)) = &affine;
-        if !threads::is_alone() || !are_here([&input, weight]) {
+        let is_here = match &affine {
+            Affine::Scale(weight) => are_here([&input, weight]),
+            Affine::ScaleShift(weight, bias) => are_here([&input, weight, bias]),
+        };
+        if !threads::is_alone() || !is_here {
             return crate::linear::composed::<Self>(input, affine);
         }
         let (weight, bias) = affine.into_parts();
@@ -225,9 +235,15 @@ impl TransformerOps for LibTorch {
             unreachable!("a linear layer's weight is a matrix")
         };
         let mut size = input.size();
-        if let Some(last) = size.last_mut() {
-            *last = width as i64;
-        }
+        let last = size.last_mut().expect("a linear layer's input has rows");
+        let is_fit = *last == inner as i64;
+        assert!(is_fit, "the input has the weight's rows");
+        *last = width as i64;
+        let has_width = |bias: &Tensor| bias.numel() == width;
+        assert!(
+            bias.as_ref().is_none_or(has_width),
+            "the bias has the weight's columns"
+        );
         let mut output = room(&size);
         let rows = input.numel() / inner;
         let strides = weight.stride();
@@ -256,6 +272,8 @@ impl TransformerOps for LibTorch {
         let (input, grad) = (input.tensor.contiguous(), grad.tensor.contiguous());
         let last = |tensor: &Tensor| sizes(tensor)[tensor.dim() - 1];
         let (inner, width) = (last(&input), last(&grad));
+        let is_fit = input.numel() / inner == grad.numel() / width;
+        assert!(is_fit, "the gradient has the input's rows");
         let mut output = room(&[inner as i64, width as i64]);
         // SAFETY: the tensors have these sizes in the processor's memory, and the output is new.
         unsafe {

@@ -77,7 +77,8 @@ impl Quantized {
         ))
     }
 
-    /// The class with the highest logit of `x W + b`, the first of equals; `weight` is what this is a copy of.
+    /// The class with the highest logit of `x W + b`, the first of equals; `weight` is what this is a copy of. For few rows: each
+    /// has bounds for all classes.
     ///
     /// # Shapes
     ///

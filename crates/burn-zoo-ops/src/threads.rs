@@ -1,4 +1,4 @@
-//! The threads that Flex computes on, and what they draw.
+//! The threads that Flex and, beside it, LibTorch compute on, and what they draw.
 
 use burn::tensor::Device;
 #[cfg(feature = "flex")]
@@ -119,11 +119,11 @@ pub fn at_once<T: Send, R: Send>(
     {
         let pools = Pools::take(items.len());
         let seeds: Vec<u64> = items.iter().map(|_| processor.draw()).collect();
+        let _as_before = processor.threads();
         let compute = |seed, item| {
             processor.use_threads(rayon::current_num_threads());
             compute(seed, item)
         };
-        let n_threads = processor.threads();
         let compute = &compute;
         let mut results: Vec<Option<R>> = items.iter().map(|_| None).collect();
         let jobs = items.into_iter().zip(seeds).zip(&mut results);
@@ -131,7 +131,6 @@ pub fn at_once<T: Send, R: Send>(
             move || *result = Some(with_stream(seed, || compute(seed, item)))
         });
         in_pools(&pools.0, jobs);
-        processor.use_threads(n_threads);
         return results.into_iter().flatten().collect();
     }
     let items = items.into_iter().enumerate();
@@ -220,13 +219,20 @@ impl Processor {
         }
     }
 
-    /// With how many threads of its own it computes when this thread calls it.
-    fn threads(self) -> usize {
-        match self {
+    /// Has it compute with as many threads of its own as in the beginning, once what is returned is dropped.
+    fn threads(self) -> impl Drop {
+        struct AsBefore(Processor, usize);
+        impl Drop for AsBefore {
+            fn drop(&mut self) {
+                self.0.use_threads(self.1);
+            }
+        }
+        let count = match self {
             Self::Flex => 0,
             #[cfg(feature = "libtorch")]
-            Self::LibTorch => tch::get_num_threads() as usize,
-        }
+            Self::LibTorch => crate::libtorch::threads(),
+        };
+        AsBefore(self, count)
     }
 
     /// Has it compute with as many of its own from now on when this thread calls it. Flex has those of the pool.

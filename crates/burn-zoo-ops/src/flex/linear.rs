@@ -72,6 +72,11 @@ pub(super) fn weight_backward(input: FlexTensor, grad: FlexTensor) -> FlexTensor
     let input = &input.storage::<f32>()[of_input];
     let grad = &grad.storage::<f32>()[of_grad];
     let rows = input.len() / inner.max(1);
+    assert_eq!(
+        grad.len(),
+        rows * width,
+        "the gradient has the input's rows"
+    );
     let mut output = Vec::with_capacity(inner * width);
     let (sizes, target) = ([inner, width, rows], output.as_mut_ptr());
     // SAFETY: the matrices have these sizes, the target is nobody else's, and all of it is written.

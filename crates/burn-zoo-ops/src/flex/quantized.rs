@@ -43,9 +43,14 @@ fn whole(value: f32) -> i32 {
     (value + ROUND).to_bits() as i32 - ROUND.to_bits() as i32
 }
 
-/// What numbers of these weights are multiplied by.
+/// What numbers of weights of this size are multiplied by.
 fn scale(size: f32) -> f32 {
     size / LARGEST
+}
+
+/// What weights of this size are multiplied by.
+fn inverse(size: f32) -> f32 {
+    if size > 0.0 { 1.0 / scale(size) } else { 0.0 }
 }
 
 /// Makes numbers that times the [`scale`] are the weights, but for half of it. Returns their [`size`].
@@ -60,7 +65,7 @@ impl Kernel for Round<'_> {
     #[inline(always)]
     fn run<S: Simd>(self) -> f32 {
         let size = size(self.weights);
-        let inverse = if size > 0.0 { 1.0 / scale(size) } else { 0.0 };
+        let inverse = inverse(size);
         for (number, weight) in self.numbers.iter_mut().zip(self.weights) {
             *number = whole(weight * inverse) as i8;
         }
@@ -96,8 +101,7 @@ impl Kernel for RoundAcross<'_> {
         }
         let mut inverses = [0.0; COLUMNS];
         for (inverse, &size) in inverses.iter_mut().zip(&sizes) {
-            let size = f32::from_bits(size);
-            *inverse = if size > 0.0 { 1.0 / scale(size) } else { 0.0 };
+            *inverse = self::inverse(f32::from_bits(size));
         }
         for rows in (0..length).step_by(SQUARE) {
             let height = SQUARE.min(length - rows);
@@ -172,11 +176,14 @@ struct Row {
 }
 
 impl Row {
-    /// Unless its values are too small, too large or too many.
+    /// Unless its values are too near to 0, not finite or too many.
     fn of(values: &[f32]) -> Option<Self> {
         // So that no sum of products overflows.
         let most = (i32::MAX as f32 / (LARGEST + 1.0) / values.len() as f32).min(32_000.0);
-        let unit = size(values) / most;
+        let unit = match size(values) {
+            0.0 => 1.0,
+            size => size / most,
+        };
         (most >= 256.0 && unit.is_normal()).then(|| Self {
             numbers: values.iter().map(|x| whole(x / unit) as i16).collect(),
             unit,
@@ -213,7 +220,8 @@ impl Kernel for WholeDots<'_> {
     }
 }
 
-/// For some outputs at a time the first of them, and for each row what `apply` makes of it, of an output and of their product.
+/// What `apply` makes of a row's number, an output's and the product of both. Each item is of some outputs that follow each other: the
+/// first of them, and for each row the results.
 fn products<R: Send>(
     rows: &[Row],
     numbers: &FlexTensor,
@@ -344,4 +352,36 @@ pub(super) fn best(
     };
     let best = (0..n_rows).map(best_of).collect::<Option<Vec<i32>>>()?;
     Some(FlexTensor::from_data(TensorData::new(best, [n_rows])))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// In both orders, of several rows, and of one that is 0: else the composed forms would answer unseen.
+    #[test]
+    fn the_kernels_take_usual_inputs() {
+        let [rows, inner, width] = [5, 40, 300];
+        let number = |index: usize| {
+            let bits = (index as u32 + 1).wrapping_mul(0x9e37_79b9);
+            (bits ^ (bits >> 15)).wrapping_mul(0x85eb_ca6b) as i32 as f32 / 2f32.powi(31)
+        };
+        let numbers = |count: usize| (0..count).map(number);
+        let matrix =
+            |sizes: [usize; 2]| tensor(numbers(sizes[0] * sizes[1]).collect(), Shape::new(sizes));
+        let mut values: Vec<f32> = numbers(rows * inner).collect();
+        values[inner..2 * inner].fill(0.0);
+        let input = tensor(values, Shape::new([rows, inner]));
+        for weight in [
+            matrix([inner, width]),
+            matrix([width, inner]).transpose(0, 1),
+        ] {
+            let (numbers, scales) = of(&weight).expect("they are finite");
+            let by_copy = Affine::Scale(scales.clone());
+            assert!(map(input.clone(), &numbers, by_copy).is_some());
+            // Every class of a row of zeros is alike, so it is left out.
+            let input = input.narrow(0, 2, 3);
+            assert!(best(input, Affine::Scale(weight), &numbers, &scales).is_some());
+        }
+    }
 }
