@@ -3,10 +3,11 @@
 use std::time::{Duration, Instant};
 
 use burn::tensor::{Device, Distribution, Int, Tensor, activation};
+use burn_zoo_nn::scores::VocabularyScores;
 use burn_zoo_ops::{
-    Activation, AdamWStep, AttentionMask, ClassLoss, NormKind, Pairing, Quantized, Scoring,
-    activate, activated_linear, adamw, add_normalize, add_rows, attention, dropout, gate,
-    gather_rows, linear, negative_log_likelihood, normalize, projected_loss, rotate,
+    Activation, AdamWStep, AttentionMask, ClassLoss, NormKind, Pairing, Scoring, activate,
+    activated_linear, adamw, add_normalize, add_rows, attention, dropout, gate, gather_rows,
+    linear, negative_log_likelihood, normalize, projected_loss, rotate,
 };
 use serde::Serialize;
 
@@ -345,13 +346,18 @@ pub fn operations(sizes: LayerSizes, device: &Device) -> Vec<Operation> {
     );
 
     let plain = device.clone().inner();
-    if let Some(quantized) = Quantized::of(plain_embedding.clone().transpose()) {
-        let hidden = Tensor::<2>::random([1, d_model], Distribution::Normal(0.0, 1.0), &plain);
-        let (x, w) = (hidden.clone(), plain_embedding.clone());
+    let hidden = Tensor::<2>::random([1, d_model], Distribution::Normal(0.0, 1.0), &plain);
+    let (x, w) = (hidden.clone(), plain_embedding.clone());
+    let scores = VocabularyScores::Projection {
+        hidden,
+        weight: plain_embedding.clone().transpose(),
+        bias: None,
+    };
+    if let Some(quantized) = scores.quantized() {
         add(
             "highest class",
             Box::new(move || {
-                quantized.best(hidden.clone(), plain_embedding.clone().transpose(), None);
+                scores.clone().best(&quantized);
                 None
             }),
             Box::new(move || {
