@@ -50,7 +50,7 @@ pub enum GenerateError {
 /// Tokens that are written before there is a copy of the head, which takes as long to make as it saves in one or two.
 const HEAD_AFTER: usize = 2;
 
-/// Tokens that are written before there is a copy that drafts, which takes as long to make as it saves in ten or twenty.
+/// Tokens that are written before there is a copy that drafts, which takes as long to make as it saves in about twenty.
 const DRAFT_AFTER: usize = 8;
 
 /// A text being continued, or, by a model with an encoder, answered.

@@ -49,7 +49,7 @@ impl Quantized {
         (scales.dims() != [0]).then_some(Self { numbers, scales })
     }
 
-    /// About `x W + b`. An output differs by about a thousandth of what its terms come to without signs.
+    /// About `x W + b`. An output differs by `Σ|x| / 254` of its column's largest weight at most, and a little for the rounding of `x`.
     ///
     /// # Shapes
     ///
