@@ -128,8 +128,8 @@ impl<B: TransformerOps, const N: usize> Backward<B, N> for ActivatedLinearBackwa
         let (input, activation, weight) = ops.state;
         let parents = ops.parents.map(|parent| parent.map(|node| node.id));
         if let Some(id) = parents[0] {
-            let inner = input.clone().activate(activation);
-            grads.register::<B>(id, B::affine_map_weight_backward(inner, grad.clone()));
+            let weight = B::activated_map_weight_backward(input.clone(), activation, grad.clone());
+            grads.register::<B>(id, weight);
         }
         let n_inputs = match input {
             PreActivation::Plain(_) => 1,

@@ -207,6 +207,15 @@ pub trait TransformerOps: Backend {
         Self::affine_map(input.activate(activation), affine)
     }
 
+    /// The gradient of its weight.
+    fn activated_map_weight_backward(
+        #[extension_type] input: PreActivation<Self>,
+        activation: Activation,
+        grad: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        Self::affine_map_weight_backward(input.activate(activation), grad)
+    }
+
     /// Rotary positions, see [`rotate`]. With the sines negated it is its own gradient.
     fn rotate_pairs(
         input: FloatTensor<Self>,

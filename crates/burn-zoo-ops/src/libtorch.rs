@@ -251,12 +251,11 @@ impl TransformerOps for LibTorch {
         // SAFETY: the tensors have these sizes in the processor's memory, and the output is new.
         unsafe {
             let bias = bias.as_ref().map(|bias| floats(bias));
-            let (target, input) = (
-                floats_mut(&mut output).as_mut_ptr(),
-                floats(&input).as_ptr(),
-            );
+            let target = floats_mut(&mut output).as_mut_ptr();
+            let input = (floats(&input).as_ptr(), [inner as isize, 1]);
             let weights = (weight.data_ptr().cast_const().cast(), strides);
-            crate::flex::linear::multiply([rows, width, inner], target, bias, input, weights);
+            let sizes = [rows, width, inner];
+            crate::flex::linear::multiply(sizes, target, bias, [input, weights]);
         }
         TchTensor::new(output)
     }
@@ -278,9 +277,10 @@ impl TransformerOps for LibTorch {
         // SAFETY: the tensors have these sizes in the processor's memory, and the output is new.
         unsafe {
             let target = floats_mut(&mut output).as_mut_ptr();
-            let (rows, grad) = (input.numel() / inner, floats(&grad).as_ptr());
-            let input = floats(&input).as_ptr();
-            crate::flex::linear::multiply_across([inner, width, rows], target, input, grad);
+            let sizes = [inner, width, input.numel() / inner];
+            let input = (floats(&input).as_ptr(), [1, inner as isize]);
+            let grad = (floats(&grad).as_ptr(), [width as isize, 1]);
+            crate::flex::linear::multiply(sizes, target, None, [input, grad]);
         }
         TchTensor::new(output)
     }

@@ -5,8 +5,8 @@ use macerator::Simd;
 use rayon::prelude::*;
 
 use super::simd::{
-    Binary, Kernel, Unary, chunk_length, contiguous, exp, map, mul_add, normal, owned, run,
-    zip_into,
+    Binary, Kernel, Map, Unary, Zip, chunk_length, contiguous, exp, map, mul_add, normal, owned,
+    run, zip_into,
 };
 use crate::{
     Activation,
@@ -159,6 +159,16 @@ pub(super) fn forward(input: FlexTensor, activation: Activation) -> FlexTensor {
     with_kernel!(activation, |kernel| map(input, kernel))
 }
 
+/// The activation of each value, in its place.
+pub(super) fn activate(values: &mut [f32], activation: Activation) {
+    with_kernel!(activation, |kernel| run(Map(values, kernel)));
+}
+
+/// The activation of each gate times the other value, in that one's place.
+pub(super) fn activate_gate(gate: &[f32], up: &mut [f32], activation: Activation) {
+    with_kernel!(activation, |kernel| run(Zip(gate, up, Gated(kernel))));
+}
+
 /// The gradient times the slope at each value.
 pub(super) fn backward(input: FlexTensor, grad: FlexTensor, activation: Activation) -> FlexTensor {
     with_kernel!(activation, |kernel| zip_into(input, grad, kernel))
@@ -213,8 +223,7 @@ pub(super) fn gated_backward(
         [mut gate, up, mut grad]: [FlexTensor; 3],
         function: impl Unary + Binary,
     ) -> (FlexTensor, FlexTensor) {
-        let (up, range) = contiguous(up);
-        let up = &up.storage::<f32>()[range];
+        let up = contiguous(up);
         let length = chunk_length(up.len(), 1);
         gate.storage_mut::<f32>()
             .par_chunks_mut(length)

@@ -55,10 +55,10 @@ pub(super) fn update(
     moment_2: FlexTensor,
     step: AdamWStep,
 ) -> (FlexTensor, FlexTensor, FlexTensor) {
-    let (parameter, range) = contiguous(parameter);
+    let parameter = contiguous(parameter);
     let mut changed = [grad, moment_1, moment_2].map(owned);
     let values = changed.each_mut().map(|tensor| tensor.storage_mut());
-    update_values(&parameter.storage()[range], values, step);
+    update_values(&parameter, values, step);
     changed.into()
 }
 

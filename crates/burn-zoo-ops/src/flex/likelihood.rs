@@ -51,8 +51,7 @@ pub(super) fn forward(
     smoothing: f64,
 ) -> (FlexTensor, FlexTensor) {
     let [rows, width] = logits.layout().shape().dims();
-    let (logits, range) = contiguous(logits);
-    let logits = &logits.storage::<f32>()[range];
+    let logits = contiguous(logits);
     let (mut losses, mut log_sum_exp) = (vec![0.0; rows], vec![0.0; 2 * rows]);
     let length = chunk_length(logits.len(), width);
     let of_rows = length / width.max(1);
@@ -179,8 +178,7 @@ pub(super) fn backward(
     smoothing: f64,
 ) -> FlexTensor {
     let [_, width] = logits.layout().shape().dims();
-    let (grad, range) = contiguous(grad);
-    let grad = &grad.storage::<f32>()[range];
+    let grad = contiguous(grad);
     let log_sum_exp = log_sum_exp.storage::<f32>();
     let length = chunk_length(logits.layout().num_elements(), width);
     update(logits, length, |first, logits| {

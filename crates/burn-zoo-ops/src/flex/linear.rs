@@ -5,105 +5,158 @@ use burn_flex::{Flex, FlexTensor};
 use macerator::Simd;
 use rayon::prelude::*;
 
-use super::product::{Matrix, Start, product};
-use super::simd::{Kernel, add_up, contiguous, run, summing_length, tensor};
-use crate::Affine;
+use super::activation;
+use super::product::{Matrix, Operand, Start, activates, product};
+use super::simd::{Contiguous, Kernel, add_up, contiguous, run, summing_length, tensor};
+use crate::{Activation, Affine, PreActivation};
 
 /// Products of fewer multiplications are for one thread.
 const PARALLEL: usize = 1 << 18;
 
-/// `[.., d_input] → [.., d_output]`.
-pub(super) fn forward(input: FlexTensor, affine: Affine<Flex>) -> FlexTensor {
-    let (weight, bias) = affine.into_parts();
-    let bias = bias.map(contiguous);
-    let [inner, width] = weight.layout().shape().dims();
-    let mut shape = input.layout().shape().to_vec();
-    let last = shape.len() - 1;
-    shape[last] = width;
-    let (input, range) = contiguous(input);
-    let input = &input.storage::<f32>()[range];
-    let rows = shape[..last].iter().product::<usize>();
-    assert_eq!(input.len(), rows * inner, "the input has the weight's rows");
-    let bias = bias
-        .as_ref()
-        .map(|(bias, range)| &bias.storage::<f32>()[range.clone()][..width]);
-    let strides = weight.layout().strides();
-    let strides = [strides[0], strides[1]];
-    let weights = weight.storage::<f32>()[weight.layout().start_offset()..].as_ptr();
-    let mut output = Vec::with_capacity(rows * width);
-    let (sizes, target) = ([rows, width, inner], output.as_mut_ptr());
-    // SAFETY: the matrices have these sizes, the target is nobody else's, and all of it is written.
-    unsafe {
-        multiply(sizes, target, bias, input.as_ptr(), (weights, strides));
-        output.set_len(rows * width);
-    }
-    tensor(output, Shape::from(shape))
+/// The input of a linear layer, `[.., d_input]`: values, or what an activation makes of them.
+pub(super) struct Input {
+    values: Contiguous,
+    /// The activation, and what it is multiplied by if it is a gate.
+    function: Option<(Activation, Option<Contiguous>)>,
 }
 
-/// Writes `input · weight + bias` of sizes `[m, k]`, `[k, n]` and `[n]`. All but the weight lies row by row.
-///
-/// # Safety
-///
-/// There is as much behind the pointers, and nobody else uses the target.
-pub(crate) unsafe fn multiply(
-    sizes @ [rows, width, inner]: [usize; 3],
-    target: *mut f32,
-    bias: Option<&[f32]>,
-    input: *const f32,
-    (weights, strides): (*const f32, [isize; 2]),
-) {
-    let start = bias.map_or(Start::Zero, Start::Row);
-    let by_row = |values, width: usize| Matrix::at(values, [width as isize, 1]);
-    let (target, left) = (by_row(target, width), by_row(input.cast_mut(), inner));
-    let right = Matrix::at(weights.cast_mut(), strides);
-    let is_parallel = rows * inner * width >= PARALLEL;
-    // SAFETY: as promised.
-    unsafe { product(sizes, target, start, left, right, is_parallel) };
+impl From<FlexTensor> for Input {
+    fn from(tensor: FlexTensor) -> Self {
+        Self {
+            values: contiguous(tensor),
+            function: None,
+        }
+    }
+}
+
+impl Input {
+    pub(super) fn activated(input: PreActivation<Flex>, activation: Activation) -> Self {
+        let (values, up) = match input {
+            PreActivation::Plain(input) => (input, None),
+            PreActivation::Gated(gate, up) => (gate, Some(contiguous(up))),
+        };
+        let values = contiguous(values);
+        let is_fit = up.as_ref().is_none_or(|up| up.len() == values.len());
+        assert!(is_fit, "gate and up have one shape");
+        Self {
+            values,
+            function: Some((activation, up)),
+        }
+    }
+
+    /// The sizes of all but the last dimension, and that.
+    fn sizes(&self) -> (&[usize], usize) {
+        let shape = self.values.tensor.layout().shape();
+        let (width, rows) = shape.split_last().expect("an input has rows");
+        (rows, *width)
+    }
+
+    /// As a product of these sizes with this matrix can have it: activated before, where that cannot do it.
+    fn before(self, sizes: [usize; 3], right: Matrix) -> Self {
+        match self.function {
+            Some((activation, up)) if !activates(sizes, right) => {
+                let input = self.values.tensor;
+                Self::from(match up {
+                    None => activation::forward(input, activation),
+                    Some(up) => activation::gated(input, up.tensor, activation),
+                })
+            }
+            function => Self { function, ..self },
+        }
+    }
+
+    /// Row by row.
+    fn operand(&self) -> Operand {
+        let (_, width) = self.sizes();
+        let matrix = |values: &Contiguous| Matrix::read(values, [width as isize, 1]);
+        let values = matrix(&self.values);
+        match &self.function {
+            None => values.into(),
+            Some((activation, up)) => {
+                Operand::activated(values, *activation, up.as_ref().map(matrix))
+            }
+        }
+    }
+}
+
+/// `[.., d_input] → [.., d_output]`.
+pub(super) fn forward(input: Input, affine: Affine<Flex>) -> FlexTensor {
+    let (weight, bias) = affine.into_parts();
+    let (weights, bias) = (Matrix::of(&weight), bias.map(contiguous));
+    let [inner, width] = weight.layout().shape().dims();
+    let (rows, last) = input.sizes();
+    assert_eq!(last, inner, "the input has the weight's rows");
+    let shape = Shape::from([rows, &[width]].concat());
+    let sizes = [rows.iter().product(), width, inner];
+    let input = input.before(sizes, weights);
+    let bias = bias.as_deref().map(|bias| Start::Row(&bias[..width]));
+    let start = bias.unwrap_or(Start::Zero);
+    // SAFETY: the matrices have these sizes.
+    let values = unsafe { matrix(sizes, start, input.operand(), weights) };
+    tensor(values, shape)
 }
 
 /// `[.., d_input] [.., d_output] → [d_input, d_output]`.
-pub(super) fn weight_backward(input: FlexTensor, grad: FlexTensor) -> FlexTensor {
-    let last = |tensor: &FlexTensor| {
-        let shape = tensor.layout().shape();
-        shape[shape.num_dims() - 1]
-    };
-    let (inner, width) = (last(&input), last(&grad));
-    let ((input, of_input), (grad, of_grad)) = (contiguous(input), contiguous(grad));
-    let input = &input.storage::<f32>()[of_input];
-    let grad = &grad.storage::<f32>()[of_grad];
-    let rows = input.len() / inner.max(1);
-    assert_eq!(
-        grad.len(),
-        rows * width,
-        "the gradient has the input's rows"
-    );
-    let mut output = Vec::with_capacity(inner * width);
-    let (sizes, target) = ([inner, width, rows], output.as_mut_ptr());
-    // SAFETY: the matrices have these sizes, the target is nobody else's, and all of it is written.
-    unsafe {
-        multiply_across(sizes, target, input.as_ptr(), grad.as_ptr());
-        output.set_len(inner * width);
-    }
-    tensor(output, Shape::new([inner, width]))
+pub(super) fn weight_backward(input: Input, grad: FlexTensor) -> FlexTensor {
+    let (rows, inner) = input.sizes();
+    let shape = grad.layout().shape();
+    let (rows, width) = (rows.iter().product::<usize>(), shape[shape.num_dims() - 1]);
+    let grad = contiguous(grad);
+    let is_fit = grad.len() == rows * width;
+    assert!(is_fit, "the gradient has the input's rows");
+    let grads = Matrix::read(&grad, [width as isize, 1]);
+    let sizes = [inner, width, rows];
+    let input = input.before(sizes, grads);
+    let across = input.operand().transposed();
+    // SAFETY: the matrices have these sizes.
+    let values = unsafe { matrix(sizes, Start::Zero, across, grads) };
+    tensor(values, Shape::new([inner, width]))
 }
 
-/// Writes `inputᵀ · grad` of sizes `[m, k]` and `[k, n]`. All lies row by row, the input in rows of `m`.
+/// `start + left · right` of sizes `[m, k]` and `[k, n]`, row by row.
+///
+/// # Safety
+///
+/// The matrices have these sizes.
+unsafe fn matrix(
+    sizes @ [m, n, _]: [usize; 3],
+    start: Start,
+    left: Operand,
+    right: Matrix,
+) -> Vec<f32> {
+    let mut values = Vec::new();
+    let target = Matrix::room(&mut values, m, n);
+    // SAFETY: as promised, and the target is nobody else's; all of it is written.
+    unsafe {
+        product(sizes, target, start, left, right, is_large(sizes));
+        values.set_len(m * n);
+    }
+    values
+}
+
+fn is_large([m, n, k]: [usize; 3]) -> bool {
+    m * n * k >= PARALLEL
+}
+
+/// Writes `left · right + bias` of sizes `[m, k]`, `[k, n]` and `[n]`, row by row. Sides have strides from one to the next row and
+/// column.
 ///
 /// # Safety
 ///
 /// There is as much behind the pointers, and nobody else uses the target.
-pub(crate) unsafe fn multiply_across(
-    sizes @ [inner, width, rows]: [usize; 3],
+#[cfg(feature = "libtorch")]
+pub(crate) unsafe fn multiply(
+    sizes @ [_, width, _]: [usize; 3],
     target: *mut f32,
-    input: *const f32,
-    grad: *const f32,
+    bias: Option<&[f32]>,
+    sides: [(*const f32, [isize; 2]); 2],
 ) {
-    let by_row = |values, width: usize| Matrix::at(values, [width as isize, 1]);
-    let left = by_row(input.cast_mut(), inner).transposed();
-    let (target, right) = (by_row(target, width), by_row(grad.cast_mut(), width));
-    let is_parallel = rows * inner * width >= PARALLEL;
+    let start = bias.map_or(Start::Zero, Start::Row);
+    let matrix = |values, strides| Matrix { values, strides };
+    let target = matrix(target, [width as isize, 1]);
+    let [left, right] = sides.map(|(values, strides)| matrix(values.cast_mut(), strides));
     // SAFETY: as promised.
-    unsafe { product(sizes, target, Start::Zero, left, right, is_parallel) };
+    unsafe { product(sizes, target, start, left, right, is_large(sizes)) };
 }
 
 /// Sums of columns of rows.
@@ -136,11 +189,7 @@ pub(super) fn sum_columns(rows: &[f32], width: usize) -> Vec<f32> {
 
 /// `[.., d_output] → [d_output]`.
 pub(super) fn bias_backward(grad: FlexTensor) -> FlexTensor {
-    let shape = grad.layout().shape().clone();
+    let shape = grad.layout().shape();
     let width = shape[shape.num_dims() - 1];
-    let (grad, range) = contiguous(grad);
-    tensor(
-        sum_columns(&grad.storage::<f32>()[range], width),
-        Shape::new([width]),
-    )
+    tensor(sum_columns(&contiguous(grad), width), Shape::new([width]))
 }

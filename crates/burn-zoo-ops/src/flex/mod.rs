@@ -24,12 +24,21 @@ use burn::backend::{
     tensor::{FloatTensor, IntTensor},
 };
 use burn_flex::Flex;
+use linear::Input;
 use simd::are_f32;
 
 use crate::attention::{composed_backward, composed_forward};
 use crate::{
-    Activation, AdamWStep, Affine, ClassLoss, NormKind, Pairing, ScoreBias, Scoring, TransformerOps,
+    Activation, AdamWStep, Affine, ClassLoss, NormKind, Pairing, PreActivation, ScoreBias, Scoring,
+    TransformerOps,
 };
+
+fn is_f32(input: &PreActivation<Flex>) -> bool {
+    match input {
+        PreActivation::Plain(input) => are_f32([input]),
+        PreActivation::Gated(gate, up) => are_f32([gate, up]),
+    }
+}
 
 impl TransformerOps for Flex {
     fn masked_attention(
@@ -81,7 +90,7 @@ impl TransformerOps for Flex {
 
     fn affine_map(input: FloatTensor<Self>, affine: Affine<Self>) -> FloatTensor<Self> {
         match are_f32([&input]) {
-            true => linear::forward(input, affine),
+            true => linear::forward(input.into(), affine),
             false => crate::linear::composed::<Self>(input, affine),
         }
     }
@@ -91,7 +100,7 @@ impl TransformerOps for Flex {
         grad: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
         match are_f32([&input, &grad]) {
-            true => linear::weight_backward(input, grad),
+            true => linear::weight_backward(input.into(), grad),
             false => Self::linear_weight_backward(input, grad),
         }
     }
@@ -144,6 +153,28 @@ impl TransformerOps for Flex {
             false => crate::activation::composed_gated_backward::<Self>,
         };
         backward(gate, up, grad, activation)
+    }
+
+    fn activated_map(
+        input: PreActivation<Self>,
+        activation: Activation,
+        affine: Affine<Self>,
+    ) -> FloatTensor<Self> {
+        match is_f32(&input) {
+            true => linear::forward(Input::activated(input, activation), affine),
+            false => crate::linear::composed::<Self>(input.activate(activation), affine),
+        }
+    }
+
+    fn activated_map_weight_backward(
+        input: PreActivation<Self>,
+        activation: Activation,
+        grad: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        match is_f32(&input) {
+            true => linear::weight_backward(Input::activated(input, activation), grad),
+            false => Self::linear_weight_backward(input.activate(activation), grad),
+        }
     }
 
     fn rotate_pairs(

@@ -3,6 +3,8 @@
 //! The gradient reads the input again, which is there anyhow, instead of a normalised copy of it: what is kept is mean
 //! and reciprocal standard deviation of each row.
 
+use std::mem::MaybeUninit;
+
 use burn::tensor::Shape;
 use burn_flex::{Flex, FlexTensor};
 use macerator::Simd;
@@ -16,7 +18,7 @@ use crate::{Affine, NormKind};
 /// Rows of the input, of the output, and two numbers for each of them.
 struct Forward<'a> {
     input: &'a [f32],
-    output: &'a mut [f32],
+    output: &'a mut [MaybeUninit<f32>],
     statistics: &'a mut [f32],
     weight: &'a [f32],
     bias: Option<&'a [f32]>,
@@ -43,13 +45,13 @@ impl Kernel for Forward<'_> {
             match self.bias {
                 None => {
                     for ((output, &x), &weight) in output.iter_mut().zip(row).zip(self.weight) {
-                        *output = (x - mean) * scale * weight;
+                        output.write((x - mean) * scale * weight);
                     }
                 }
                 Some(bias) => {
                     let affine = self.weight.iter().zip(bias);
                     for ((output, &x), (&weight, &bias)) in output.iter_mut().zip(row).zip(affine) {
-                        *output = mul_add::<S>((x - mean) * scale, weight, bias);
+                        output.write(mul_add::<S>((x - mean) * scale, weight, bias));
                     }
                 }
             }
@@ -68,19 +70,17 @@ pub(super) fn forward(
 ) -> (FlexTensor, FlexTensor, FlexTensor) {
     let shape = input.layout().shape().clone();
     let (weight, bias) = affine.into_parts();
-    let ((weight, of_weight), bias) = (contiguous(weight), bias.map(contiguous));
-    let weight = &weight.storage::<f32>()[of_weight];
-    let bias = bias.as_ref();
-    let bias = bias.map(|(bias, range)| &bias.storage::<f32>()[range.clone()]);
+    let (weight, bias) = (contiguous(weight), bias.map(contiguous));
+    let (weight, bias) = (&weight[..], bias.as_deref());
     let width = weight.len();
     let rows = shape.num_elements() / width.max(1);
-    let mut output = vec![0.0; rows * width];
+    let mut output = Vec::with_capacity(rows * width);
     let mut statistics = vec![0.0; 2 * rows];
-    let length = chunk_length(output.len(), width);
-    let results = output
+    let length = chunk_length(rows * width, width);
+    let results = output.spare_capacity_mut()[..rows * width]
         .par_chunks_mut(length)
         .zip(statistics.par_chunks_mut(2 * length / width.max(1)));
-    let normalize = |input: &[f32], (output, statistics): (&mut [f32], &mut [f32])| {
+    let normalize = |input: &[f32], (output, statistics): (&mut [_], &mut [f32])| {
         run(Forward {
             input,
             output,
@@ -93,12 +93,13 @@ pub(super) fn forward(
     };
     let input = match added {
         None => {
-            let (input, range) = contiguous(input);
-            let values = input.storage::<f32>()[range].par_chunks(length);
+            let input = contiguous(input);
+            assert_eq!(input.len(), rows * width, "rows of the weight's width");
+            let values = input.par_chunks(length);
             values
                 .zip(results)
                 .for_each(|(input, results)| normalize(input, results));
-            input
+            input.tensor
         }
         Some(added) => {
             // What a sub-layer has just made is nobody else's; the residual stream is.
@@ -106,8 +107,9 @@ pub(super) fn forward(
                 true => (added, input),
                 false => (input, added),
             };
-            let (added, range) = contiguous(added);
-            let added = added.storage::<f32>()[range].par_chunks(length);
+            let added = contiguous(added);
+            assert_eq!(added.len(), rows * width, "as many numbers are added");
+            let added = added.par_chunks(length);
             let mut sum = owned(input);
             let values = sum.storage_mut::<f32>().par_chunks_mut(length);
             values
@@ -120,6 +122,8 @@ pub(super) fn forward(
             sum
         }
     };
+    // SAFETY: each row was written.
+    unsafe { output.set_len(rows * width) };
     let statistics = tensor(statistics, Shape::new([rows, 2]));
     (tensor(output, shape), input, statistics)
 }
@@ -193,10 +197,8 @@ pub(super) fn backward(
     kind: NormKind,
 ) -> (FlexTensor, FlexTensor, FlexTensor) {
     let of_vector = weight.layout().shape().clone();
-    let (weight, range) = contiguous(weight);
-    let weight = &weight.storage::<f32>()[range];
-    let (input, range) = contiguous(input);
-    let input = &input.storage::<f32>()[range];
+    let (weight, input) = (contiguous(weight), contiguous(input));
+    let weight = &weight[..];
     let statistics = statistics.storage::<f32>();
     let mut grad = owned(grad);
     let width = weight.len();

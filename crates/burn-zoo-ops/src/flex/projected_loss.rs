@@ -24,18 +24,11 @@ pub(super) fn forward(
     let (weight, bias) = affine.into_parts();
     let [inner, width] = weight.layout().shape().dims();
     let rows = classes.len();
-    let (input, range) = contiguous(input);
-    let input = &input.storage::<f32>()[range];
-    let bias = bias.map(contiguous);
-    let bias = bias
-        .as_ref()
-        .map(|(bias, range)| &bias.storage::<f32>()[range.clone()]);
-    let strides = weight.layout().strides();
-    let strides = [strides[0], strides[1]];
-    let weights = &weight.storage::<f32>()[weight.layout().start_offset()..];
-    let weights = Matrix::read(weights, strides);
+    let (input, bias) = (contiguous(input), bias.map(contiguous));
+    let bias = bias.as_deref();
+    let weights = Matrix::of(&weight);
     // The gradient lies as the weight does: a tied embedding is read across.
-    let is_across = strides[0] == 1 && strides[1] != 1;
+    let is_across = weights.strides[0] == 1 && weights.strides[1] != 1;
 
     let mut losses = vec![0.0; rows];
     let (mut input_grads, mut weight_grads) = (Vec::new(), Vec::new());

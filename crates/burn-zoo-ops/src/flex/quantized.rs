@@ -255,16 +255,13 @@ pub(super) fn map(
     let mut shape = input.layout().shape().to_vec();
     let last = shape.len() - 1;
     shape[last] = d_output;
-    let (input, range) = contiguous(input);
-    let rows = input.storage::<f32>()[range].chunks_exact(d_input);
+    let input = contiguous(input);
+    let rows = input.chunks_exact(d_input);
     let rows: Vec<Row> = rows.map(Row::of).collect::<Option<_>>()?;
     let (scales, bias) = affine.into_parts();
     let scales = scales.storage::<f32>();
     let bias = bias.map(contiguous);
-    let bias = bias
-        .as_ref()
-        .map(|(bias, range)| &bias.storage::<f32>()[range.clone()]);
-    let bias = |output: usize| bias.map_or(0.0, |bias| bias[output]);
+    let bias = |output: usize| bias.as_ref().map_or(0.0, |bias| bias[output]);
     let pieces = products(&rows, numbers, |_, output, product| {
         scales[output] * product + bias(output)
     });
@@ -291,17 +288,13 @@ pub(super) fn best(
     scales: &FlexTensor,
 ) -> Option<FlexTensor> {
     let [n_rows, n] = input.layout().shape().dims();
-    let (input, range) = contiguous(input);
-    let inputs = &input.storage::<f32>()[range];
+    let inputs = contiguous(input);
     let rows: Vec<Row> = inputs.chunks_exact(n).map(Row::of).collect::<Option<_>>()?;
     let (weight, bias) = affine.into_parts();
     let (weights, order) = lying(&weight)?;
     let [_, n_classes] = weight.layout().shape().dims();
     let bias = bias.map(contiguous);
-    let bias = bias
-        .as_ref()
-        .map(|(bias, range)| &bias.storage::<f32>()[range.clone()]);
-    let bias = |class: usize| bias.map_or(0.0, |bias| bias[class]);
+    let bias = |class: usize| bias.as_ref().map_or(0.0, |bias| bias[class]);
 
     let depth = n as f32;
     let bound = |(row, values): (&Row, &[f32])| {

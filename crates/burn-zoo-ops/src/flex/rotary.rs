@@ -91,8 +91,7 @@ pub(super) fn rotate(
     };
     let [_, _, seq, head_dim] = input.layout().shape().dims();
     let [of, _, _, n_pairs] = cos.layout().shape().dims();
-    let ((cos, of_cos), (sin, of_sin)) = (contiguous(cos), contiguous(sin));
-    let (cos, sin) = (&cos.storage::<f32>()[of_cos], &sin.storage::<f32>()[of_sin]);
+    let (cos, sin) = (contiguous(cos), contiguous(sin));
     let heads_between =
         |dim: usize| (input.layout().strides()[dim] as usize / head_dim.max(1)).max(1);
     let (between_batches, between_positions) = (heads_between(0), heads_between(2));
@@ -113,8 +112,8 @@ pub(super) fn rotate(
             head_dim,
             position: &position,
             first: number * length / head_dim,
-            cos,
-            sin,
+            cos: &cos,
+            sin: &sin,
             n_pairs,
             pairing,
         });

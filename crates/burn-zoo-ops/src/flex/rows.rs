@@ -33,8 +33,7 @@ pub(super) fn indices(tensor: &FlexTensor) -> Option<Vec<usize>> {
 /// The rows of the table `[n, width]` that the indices name, `[n_rows, width]`.
 pub(super) fn gather(table: FlexTensor, indices: &[usize]) -> FlexTensor {
     let [_, width] = table.layout().shape().dims();
-    let (table, range) = contiguous(table);
-    let table = &table.storage::<f32>()[range];
+    let table = contiguous(table);
     let length = indices.len() * width;
     let mut output = Vec::with_capacity(length);
     let spare = &mut output.spare_capacity_mut()[..length];
@@ -122,19 +121,15 @@ pub(super) fn add(
         return total;
     }
     let groups = Groups::new(indices, n);
-    let (rows, range) = contiguous(rows);
-    let rows = &rows.storage::<f32>()[range];
-    let weights = weights.map(contiguous);
-    let weights = weights
-        .as_ref()
-        .map(|(weights, range)| &weights.storage::<f32>()[range.clone()]);
+    let (rows, weights) = (contiguous(rows), weights.map(contiguous));
+    let weights = weights.as_deref();
     update(total, chunk_length(n * width, width), |first, total| {
         run(Add {
             total,
             first: first / width,
             width,
             groups: &groups,
-            rows,
+            rows: &rows,
             weights,
         });
     })
@@ -180,10 +175,7 @@ pub(super) fn weighted_backward(
     if n_rows * width == 0 {
         return (rows, tensor(of_weights, shape));
     }
-    let (weights, range) = contiguous(weights);
-    let weights = &weights.storage::<f32>()[range];
-    let (grad, range) = contiguous(grad);
-    let grad = &grad.storage::<f32>()[range];
+    let (weights, grad) = (contiguous(weights), contiguous(grad));
     let mut rows = super::simd::owned(rows);
     let length = chunk_length(n_rows * width, width);
     let n = length / width;
@@ -197,7 +189,7 @@ pub(super) fn weighted_backward(
                 of_weights,
                 weights,
                 indices,
-                grad,
+                grad: &grad,
             });
         });
     (rows, tensor(of_weights, shape))

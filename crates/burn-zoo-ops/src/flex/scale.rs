@@ -15,8 +15,7 @@ fn is_across(tensor: &FlexTensor) -> bool {
 
 /// The input times the factor `[1]`. Nearly always that is 1, and there is nothing to do.
 pub(super) fn scale(input: FlexTensor, factor: FlexTensor) -> FlexTensor {
-    let (factor, range) = contiguous(factor);
-    let factor = factor.storage::<f32>()[range.start];
+    let factor = contiguous(factor)[0];
     if factor == 1.0 {
         return input;
     }
@@ -38,8 +37,7 @@ pub(super) fn square_sum(input: FlexTensor) -> FlexTensor {
         true => input.transpose(0, 1),
         false => input,
     };
-    let (input, range) = contiguous(input);
-    let values = &input.storage::<f32>()[range];
+    let values = contiguous(input);
     let pieces = values.par_chunks(chunk_length(values.len(), 1).max(1));
     let parts: Vec<f32> = pieces.map(|values| run(Dot(values, values))).collect();
     // Of a large model there are many, and each is small beside their sum.

@@ -4,7 +4,7 @@
 //! `macerator` compiles each loop once for AVX-512, AVX2 or NEON and once for any processor, and chooses at run time.
 //! Their coefficients are minimax fits.
 
-use std::ops::Range;
+use std::ops::{Deref, Range};
 
 use burn::tensor::{Bytes, DType, Shape};
 use burn_flex::{FlexTensor, Layout};
@@ -114,14 +114,31 @@ pub(super) fn normal<S: Simd>(x: f32) -> (f32, f32) {
     (if x < 0.0 { tail } else { 1.0 - tail }, density)
 }
 
-/// A tensor of 32-bit floats without gaps, and where its values are in its storage.
-pub(super) fn contiguous(tensor: FlexTensor) -> (FlexTensor, Range<usize>) {
+/// A tensor of 32-bit floats without gaps, which is the slice of its values.
+pub(super) struct Contiguous {
+    pub(super) tensor: FlexTensor,
+    range: Range<usize>,
+}
+
+impl Deref for Contiguous {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        &self.tensor.storage()[self.range.clone()]
+    }
+}
+
+/// A tensor, or a copy of it, without gaps.
+pub(super) fn contiguous(tensor: FlexTensor) -> Contiguous {
     let tensor = match tensor.layout().contiguous_offsets() {
         Some(_) => tensor,
         None => tensor.to_contiguous(),
     };
     let (start, end) = tensor.layout().contiguous_offsets().expect("just made so");
-    (tensor, start..end)
+    Contiguous {
+        tensor,
+        range: start..end,
+    }
 }
 
 /// Asks memory for what is read soon.
@@ -157,35 +174,42 @@ pub(super) trait Binary: Copy + Sync {
 }
 
 /// Replaces each value by a function of it.
-pub(super) fn map(tensor: FlexTensor, function: impl Unary) -> FlexTensor {
-    struct Map<'a, F>(&'a mut [f32], F);
-    impl<F: Unary> Kernel for Map<'_, F> {
-        type Output = ();
-        #[inline(always)]
-        fn run<S: Simd>(self) {
-            for x in self.0 {
-                *x = self.1.apply::<S>(*x);
-            }
+pub(super) struct Map<'a, F>(pub(super) &'a mut [f32], pub(super) F);
+
+impl<F: Unary> Kernel for Map<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        for x in self.0 {
+            *x = self.1.apply::<S>(*x);
         }
     }
+}
+
+/// Replaces each value of the second by a function of those of both.
+pub(super) struct Zip<'a, F>(pub(super) &'a [f32], pub(super) &'a mut [f32], pub(super) F);
+
+impl<F: Binary> Kernel for Zip<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        for (&x, y) in self.0.iter().zip(self.1) {
+            *y = self.2.apply::<S>(x, *y);
+        }
+    }
+}
+
+/// Replaces each value by a function of it.
+pub(super) fn map(tensor: FlexTensor, function: impl Unary) -> FlexTensor {
     let length = chunk_length(tensor.layout().num_elements(), 1);
     update(tensor, length, |_, values| run(Map(values, function)))
 }
 
 /// Replaces each value of `y` by a function of those of `x` and `y`, which have one shape.
 pub(super) fn zip_into(x: FlexTensor, y: FlexTensor, function: impl Binary) -> FlexTensor {
-    struct Zip<'a, F>(&'a [f32], &'a mut [f32], F);
-    impl<F: Binary> Kernel for Zip<'_, F> {
-        type Output = ();
-        #[inline(always)]
-        fn run<S: Simd>(self) {
-            for (&x, y) in self.0.iter().zip(self.1) {
-                *y = self.2.apply::<S>(x, *y);
-            }
-        }
-    }
-    let (x, range) = contiguous(x);
-    let x = &x.storage::<f32>()[range];
+    let x = contiguous(x);
     update(y, chunk_length(x.len(), 1), |first, y| {
         run(Zip(&x[first..first + y.len()], y, function));
     })
@@ -198,14 +222,13 @@ pub(super) fn update(
     length: usize,
     change: impl Fn(usize, &mut [f32]) + Sync,
 ) -> FlexTensor {
-    let (mut tensor, range) = contiguous(tensor);
-    let fills = tensor.storage::<f32>().len() == range.len();
-    if fills && let Some(values) = tensor.try_storage_mut::<f32>() {
-        let pieces = values.par_chunks_mut(length).enumerate();
+    let mut values = contiguous(tensor);
+    let fills = values.tensor.storage::<f32>().len() == values.len();
+    if fills && let Some(in_place) = values.tensor.try_storage_mut::<f32>() {
+        let pieces = in_place.par_chunks_mut(length).enumerate();
         pieces.for_each(|(number, piece)| change(number * length, piece));
-        return tensor;
+        return values.tensor;
     }
-    let values = &tensor.storage::<f32>()[range];
     let mut copy = Vec::with_capacity(values.len());
     let spare = &mut copy.spare_capacity_mut()[..values.len()];
     let pieces = spare.par_chunks_mut(length).zip(values.par_chunks(length));
@@ -214,7 +237,7 @@ pub(super) fn update(
     });
     // SAFETY: each value was written.
     unsafe { copy.set_len(values.len()) };
-    self::tensor(copy, tensor.layout().shape().clone())
+    self::tensor(copy, values.tensor.layout().shape().clone())
 }
 
 /// The tensor, or a copy that fills its storage and is nobody else's.

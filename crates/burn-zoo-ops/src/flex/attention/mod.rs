@@ -19,7 +19,7 @@ pub(super) use forward::forward;
 
 use super::dropout::Draws;
 use super::product::{Matrix, Right, Start, UNIT, product};
-use super::simd::{Kernel, contiguous, exp, largest, mul_add, sum, tensor};
+use super::simd::{Contiguous, Kernel, contiguous, exp, largest, mul_add, sum, tensor};
 use crate::{ScoreBias, Scoring};
 
 /// How many queries are worked on at once.
@@ -84,16 +84,15 @@ unsafe fn by_position(mut values: Vec<f32>, [batch, heads, seq, width]: [usize; 
 
 /// What is added to scores, one row of which serves several queries where it is broadcast.
 struct Bias {
-    tensor: FlexTensor,
-    start: usize,
+    values: Contiguous,
     /// From one to the next along batch, heads and queries.
     strides: [usize; 3],
 }
 
 impl Bias {
     fn new(bias: ScoreBias<Flex>) -> Option<Self> {
-        let (tensor, range) = contiguous(bias.tensor()?);
-        let [batch, heads, queries, keys] = tensor.layout().shape().dims();
+        let values = contiguous(bias.tensor()?);
+        let [batch, heads, queries, keys] = values.tensor.layout().shape().dims();
         let stride = |size: usize, stride: usize| if size == 1 { 0 } else { stride };
         Some(Self {
             strides: [
@@ -101,20 +100,19 @@ impl Bias {
                 stride(heads, queries * keys),
                 stride(queries, keys),
             ],
-            start: range.start,
-            tensor,
+            values,
         })
     }
 
     fn sizes(&self) -> [usize; 4] {
-        self.tensor.layout().shape().dims()
+        self.values.tensor.layout().shape().dims()
     }
 
     fn row(&self, [batch, head]: [usize; 2], query: usize) -> &[f32] {
         let [of_batch, of_head, of_query] = self.strides;
-        let start = self.start + batch * of_batch + head * of_head + query * of_query;
+        let start = batch * of_batch + head * of_head + query * of_query;
         let [_, _, _, keys] = self.sizes();
-        &self.tensor.storage::<f32>()[start..start + keys]
+        &self.values[start..start + keys]
     }
 }
 

@@ -5,8 +5,11 @@
 mod amx;
 pub(super) mod few_rows;
 
+use burn_flex::FlexTensor;
 use gemm::{Parallelism, gemm};
 use rayon::prelude::*;
+
+use crate::Activation;
 
 /// A matrix somewhere in memory.
 #[derive(Clone, Copy)]
@@ -17,17 +20,19 @@ pub(super) struct Matrix {
 }
 
 impl Matrix {
-    /// Of values that begin there.
-    pub(super) fn at(values: *mut f32, strides: [isize; 2]) -> Self {
-        Self { values, strides }
-    }
-
     /// Of values that are only read.
     pub(super) fn read(values: &[f32], strides: [isize; 2]) -> Self {
         Self {
             values: values.as_ptr().cast_mut(),
             strides,
         }
+    }
+
+    /// Of a tensor `[rows, columns]` that is only read.
+    pub(super) fn of(tensor: &FlexTensor) -> Self {
+        let (layout, values) = (tensor.layout(), tensor.storage::<f32>());
+        let strides = layout.strides();
+        Self::read(&values[layout.start_offset()..], [strides[0], strides[1]])
     }
 
     /// Rows side by side.
@@ -70,6 +75,55 @@ unsafe impl Send for Matrix {}
 // SAFETY: as above.
 unsafe impl Sync for Matrix {}
 
+/// A side of a product: a matrix, or what an activation makes of it, which is never in memory as a whole.
+#[derive(Clone, Copy)]
+pub(super) struct Operand {
+    matrix: Matrix,
+    function: Option<Function>,
+}
+
+/// What numbers become before they are multiplied.
+#[derive(Clone, Copy)]
+struct Function {
+    activation: Activation,
+    /// What the activation is multiplied by, if anything: a matrix that lies as the other one does.
+    up: Option<Matrix>,
+}
+
+impl From<Matrix> for Operand {
+    fn from(matrix: Matrix) -> Self {
+        Self {
+            matrix,
+            function: None,
+        }
+    }
+}
+
+impl Operand {
+    /// `activation(matrix)`, or `activation(matrix) ∘ up` of two matrices that lie alike.
+    pub(super) fn activated(matrix: Matrix, activation: Activation, up: Option<Matrix>) -> Self {
+        debug_assert!(up.is_none_or(|up| up.strides == matrix.strides));
+        Self {
+            matrix,
+            function: Some(Function { activation, up }),
+        }
+    }
+
+    fn map(self, change: impl Fn(Matrix) -> Matrix) -> Self {
+        Self {
+            matrix: change(self.matrix),
+            function: self.function.map(|function| Function {
+                up: function.up.map(change),
+                ..function
+            }),
+        }
+    }
+
+    pub(super) fn transposed(self) -> Self {
+        self.map(Matrix::transposed)
+    }
+}
+
 /// What a product is added to.
 #[derive(Clone, Copy)]
 pub(super) enum Start<'a> {
@@ -81,26 +135,49 @@ pub(super) enum Start<'a> {
     Target,
 }
 
+/// Whether a product with this right side can have an activation on the left, where, as in its target, rows or columns are
+/// side by side: that is where numbers are split.
+#[cfg_attr(
+    not(all(target_arch = "x86_64", target_os = "linux")),
+    expect(unused_variables)
+)]
+pub(super) fn activates(sizes: [usize; 3], right: Matrix) -> bool {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    return amx::pays(sizes, right);
+    #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+    false
+}
+
 /// `target = start + left · right` of sizes `[m, k]` and `[k, n]`, on one thread or on all.
 ///
 /// # Safety
 ///
 /// The matrices have these sizes, and nobody else uses the target.
+///
+/// # Panics
+///
+/// With an activation where [`activates`] says that there cannot be one.
 pub(super) unsafe fn product(
     [m, n, k]: [usize; 3],
     target: Matrix,
     start: Start,
-    left: Matrix,
+    left: impl Into<Operand>,
     right: Matrix,
     is_parallel: bool,
 ) {
-    // SAFETY: as promised.
-    if unsafe { few_rows::product([m, n, k], target, start, left, right, is_parallel) } {
-        return;
-    }
+    let left = left.into();
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     // SAFETY: as promised.
     if unsafe { amx::product([m, n, k], target, start, left, right, is_parallel) } {
+        return;
+    }
+    assert!(
+        left.function.is_none(),
+        "a product that splits no numbers activates none"
+    );
+    let left = left.matrix;
+    // SAFETY: as promised.
+    if unsafe { few_rows::product([m, n, k], target, start, left, right, is_parallel) } {
         return;
     }
     // SAFETY: as promised.
@@ -243,7 +320,17 @@ unsafe fn by_vectors(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::flex::activation::{activate, activate_gate};
     use proptest::prelude::*;
+    use proptest::sample::select;
+
+    const ACTIVATIONS: &[Activation] = &[
+        Activation::Relu,
+        Activation::Gelu,
+        Activation::GeluTanh,
+        Activation::Silu,
+        Activation::Tanh,
+    ];
 
     /// Numbers from -1 to 1.
     fn numbers(count: usize, mut seed: u64) -> Vec<f32> {
@@ -337,6 +424,48 @@ mod tests {
                 let error = error(multiply, sizes, start, [left, right], is_across, is_parallel);
                 prop_assert!(error < 1e-6, "{error}");
             }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// The numbers that are multiplied are the same.
+        #[test]
+        fn an_activation_on_the_way_is_that_before(
+            sizes @ [m, n, k] in [16usize..150, 16usize..150, 16usize..150],
+            by_column in any::<[bool; 2]>(),
+            activation in select(ACTIVATIONS),
+            is_gate in any::<bool>(),
+            is_across in any::<bool>(),
+            is_parallel in any::<bool>(),
+        ) {
+            let (values, up, right) = (numbers(m * k, 7), numbers(m * k, 5), numbers(k * n, 9));
+            let mut activated = if is_gate { up.clone() } else { values.clone() };
+            match is_gate {
+                true => activate_gate(&values, &mut activated, activation),
+                false => activate(&mut activated, activation),
+            }
+            let of_left = |values| matrix(values, [m, k], by_column[0]);
+            let right = matrix(&right, [k, n], by_column[1]);
+            if !activates(sizes, right) {
+                return Ok(()); // A processor without tiles, or too small a product.
+            }
+            let up = is_gate.then(|| of_left(&up));
+            let operands = [
+                Operand::activated(of_left(&values), activation, up),
+                of_left(&activated).into(),
+            ];
+            let [found, expected] = operands.map(|left| {
+                let mut target = vec![0.0; m * n];
+                let by_row = Matrix::dense(&mut target, if is_across { m } else { n });
+                let matrix = if is_across { by_row.transposed() } else { by_row };
+                // SAFETY: the matrices have these sizes.
+                unsafe { product(sizes, matrix, Start::Zero, left, right, is_parallel) };
+                target
+            });
+            prop_assert!(found == expected);
+            prop_assert!(found.iter().any(|&value| value != 0.0));
         }
     }
 

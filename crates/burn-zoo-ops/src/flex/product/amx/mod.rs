@@ -11,13 +11,14 @@
 
 mod pack;
 mod tiles;
+mod unit;
 
 use std::cell::Cell;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::{Matrix, Start, UNIT};
+use super::{Matrix, Operand, Start, UNIT};
 use pack::{Packed, Panels, Side};
 use tiles::{DEPTH, LINES, Step, Tiles};
 
@@ -60,62 +61,62 @@ fn each(is_parallel: bool, count: usize, work: impl Fn(usize) + Send + Sync) {
     }
 }
 
-fn pays([m, n, k]: [usize; 3]) -> bool {
-    m >= LINES / 2 && n >= LINES / 2 && k >= DEPTH / 2 && m * n * k >= WORTH
+/// The tiles, if there are any and they pay for a product of such sizes and matrices.
+fn tiles([m, n, k]: [usize; 3], matrices: &[Matrix]) -> Option<Tiles> {
+    let pays = m >= LINES / 2 && n >= LINES / 2 && k >= DEPTH / 2 && m * n * k >= WORTH;
+    let are_side_by_side = matrices.iter().all(|matrix| matrix.strides.contains(&1));
+    match pays && are_side_by_side {
+        true => Tiles::of_this_processor(),
+        false => None,
+    }
 }
 
-fn is_side_by_side(matrix: Matrix) -> bool {
-    matrix.strides.contains(&1)
+/// Whether tiles do a product with this right side, if they can read and write the other matrices.
+pub(super) fn pays(sizes: [usize; 3], right: Matrix) -> bool {
+    tiles(sizes, &[right]).is_some()
 }
 
-/// As [`super::product`]. Returns whether it has done it: not without tiles, nor where it does not pay.
+/// As [`super::product`]. Returns whether it has done it: not without [`tiles`], nor where a row is added to columns.
 ///
 /// # Safety
 ///
 /// As that one's.
 pub(super) unsafe fn product(
-    sizes @ [m, n, k]: [usize; 3],
+    sizes: [usize; 3],
     target: Matrix,
     start: Start,
-    left: Matrix,
+    left: Operand,
     right: Matrix,
     is_parallel: bool,
 ) -> bool {
-    if target.strides[1] != 1 {
-        if target.strides[0] != 1 || matches!(start, Start::Row(_)) {
-            return false;
-        }
-        // The other way round its rows are side by side.
-        let (left, right) = (right.transposed(), left.transposed());
-        // SAFETY: as promised.
-        return unsafe {
-            product(
-                [n, m, k],
-                target.transposed(),
-                start,
-                left,
-                right,
-                is_parallel,
-            )
-        };
-    }
-    if !pays(sizes) || !is_side_by_side(left) || !is_side_by_side(right) {
-        return false;
-    }
-    let Some(tiles) = Tiles::of_this_processor() else {
+    let Some(tiles) = tiles(sizes, &[target, left.matrix, right]) else {
         return false;
     };
     let threads = match is_parallel {
         true => rayon::current_num_threads(),
         false => 1,
     };
-    let job = Job {
-        tiles,
-        sizes,
-        target,
-        left,
-        right: right.transposed(),
-        threads,
+    let right = Operand::from(right.transposed());
+    let [m, n, k] = sizes;
+    let job = match target.strides[1] {
+        1 => Job {
+            tiles,
+            sizes,
+            target,
+            left,
+            right,
+            threads,
+        },
+        _ if matches!(start, Start::Row(_)) => return false,
+        // The other way round its rows are side by side.
+        _ => Job {
+            tiles,
+            sizes: [n, m, k],
+            target: target.transposed(),
+            left: right,
+            right: left,
+            threads,
+        },
     };
     // SAFETY: as promised.
     unsafe { job.run(start) };
@@ -124,7 +125,6 @@ pub(super) unsafe fn product(
 
 /// The right side of several products, split.
 pub(super) struct Split {
-    tiles: Tiles,
     packed: Packed,
     depth: usize,
 }
@@ -136,18 +136,11 @@ impl Split {
     ///
     /// The matrix has this size.
     pub(super) unsafe fn new(matrix: Matrix, sizes @ [_, n, k]: [usize; 3]) -> Option<Self> {
-        if !pays(sizes) || !is_side_by_side(matrix) {
-            return None;
-        }
-        let tiles = Tiles::of_this_processor()?;
+        let tiles = tiles(sizes, &[matrix])?;
         let mut packed = Packed::new(Side::Right, Vec::new());
         // SAFETY: as promised.
-        unsafe { packed.fill(tiles, matrix.transposed(), [n, k], false) };
-        Some(Self {
-            tiles,
-            packed,
-            depth: k,
-        })
+        unsafe { packed.fill(tiles, matrix.transposed().into(), [n, k], false) };
+        Some(Self { packed, depth: k })
     }
 
     /// `target = start + left · right` on one thread, where the right side is what was split from a row and a column on.
@@ -167,15 +160,18 @@ impl Split {
     ) -> bool {
         let begins = row.is_multiple_of(DEPTH) && column.is_multiple_of(LINES);
         let ends = row + k == self.depth || k.is_multiple_of(DEPTH);
-        if !begins || !ends || !pays(sizes) || !is_side_by_side(left) || target.strides[1] != 1 {
+        if !begins || !ends || target.strides[1] != 1 {
             return false;
         }
+        let Some(tiles) = tiles(sizes, &[left]) else {
+            return false;
+        };
         let meeting = Meeting {
-            tiles: self.tiles,
+            tiles,
             target,
             start,
             side: Side::Left,
-            matrix: left,
+            operand: left.into(),
             lines: 0..m,
             panels: self.packed.panels().skip(column / LINES, row / DEPTH),
             others: 0..n,
@@ -192,8 +188,8 @@ struct Job {
     tiles: Tiles,
     sizes: [usize; 3],
     target: Matrix,
-    left: Matrix,
-    right: Matrix,
+    left: Operand,
+    right: Operand,
     threads: usize,
 }
 
@@ -205,7 +201,7 @@ impl Job {
             true => (Side::Left, Side::Right, m, n),
             false => (Side::Right, Side::Left, n, m),
         };
-        let (matrix, short_matrix) = match long_side {
+        let (operand, short_operand) = match long_side {
             Side::Left => (self.left, self.right),
             Side::Right => (self.right, self.left),
         };
@@ -222,10 +218,10 @@ impl Job {
             let group = shared.div_ceil(groups);
             let groups = shared.div_ceil(group);
             for depths in pieces(k, SPLIT / lines.len(), DEPTH) {
-                let matrix_here = short_matrix.skip(lines.start, depths.start);
+                let here = short_operand.map(|matrix| matrix.skip(lines.start, depths.start));
                 let size = [lines.len(), depths.len()];
                 // SAFETY: as promised.
-                unsafe { packed.fill(self.tiles, matrix_here, size, is_parallel) };
+                unsafe { packed.fill(self.tiles, here, size, is_parallel) };
                 let split = packed.panels();
                 let start = match depths.start {
                     0 => start,
@@ -240,7 +236,7 @@ impl Job {
                         target: self.target,
                         start,
                         side: long_side,
-                        matrix,
+                        operand,
                         lines: first..(first + block * LINES).min(long),
                         panels: split.skip(group_number * group, 0),
                         others: lines.start + shared
@@ -265,7 +261,7 @@ struct Meeting<'a> {
     /// Which is split here.
     side: Side,
     /// All of its lines.
-    matrix: Matrix,
+    operand: Operand,
     lines: Range<usize>,
     /// The other side's.
     panels: Panels<'a>,
@@ -285,7 +281,7 @@ impl Meeting<'_> {
             tiles,
             target,
             side,
-            matrix,
+            operand,
             lines,
             panels,
             others,
@@ -295,7 +291,7 @@ impl Meeting<'_> {
         let mut block = Packed::new(side, LONG.take());
         let count = others.len().div_ceil(LINES);
         for part in pieces(depths.len(), DEPTHS, DEPTH) {
-            let here = matrix.skip(lines.start, depths.start + part.start);
+            let here = operand.map(|matrix| matrix.skip(lines.start, depths.start + part.start));
             // SAFETY: as promised.
             unsafe { block.fill(tiles, here, [lines.len(), part.len()], false) };
             let start = match part.start {

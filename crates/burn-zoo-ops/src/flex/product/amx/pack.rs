@@ -1,10 +1,13 @@
 //! Numbers of a side of a product, in the three pieces and in the order in which the tile unit reads them.
 
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
 
-use super::super::Matrix;
+use super::super::{Function, Matrix, Operand};
 use super::each;
 use super::tiles::{DEPTH, LINES, Step, Tiles};
+use super::unit::Unit;
+use crate::flex::activation::{activate, activate_gate};
 
 /// Lines of a side: rows of the left one, columns of the right one.
 #[derive(Clone, Copy, PartialEq)]
@@ -62,15 +65,15 @@ impl Packed {
         }
     }
 
-    /// Splits a matrix whose rows are the lines. Its rows or its columns are side by side.
+    /// Splits the numbers of an operand whose rows are the lines. Its rows or its columns are side by side.
     ///
     /// # Safety
     ///
-    /// The matrix has this size.
+    /// The operand has this size.
     pub(super) unsafe fn fill(
         &mut self,
         _: Tiles,
-        matrix: Matrix,
+        operand: Operand,
         [lines, depth]: [usize; 2],
         is_parallel: bool,
     ) {
@@ -93,15 +96,21 @@ impl Packed {
         let fill = |panel: usize, step: usize| {
             let room = &room;
             let size = [lines - panel * LINES, depth - step * DEPTH];
-            let matrix = matrix.skip(panel * LINES, step * DEPTH);
+            let here = operand.map(|matrix| matrix.skip(panel * LINES, step * DEPTH));
             // SAFETY: the processor has these vectors, the step is within the room, and no other thread writes it.
-            unsafe { split(side, matrix, size, room.0.add(panel * length + step)) };
+            unsafe {
+                let step = room.0.add(panel * length + step);
+                match here.function {
+                    None => split(side, here.matrix, size, step),
+                    Some(function) => split_activated(side, here.matrix, function, size, step),
+                }
+            }
         };
         // What is read one after the other lies side by side, as far as it can: the memory is what is waited for. And
         // what follows on a line of panels or steps is far enough ahead to be fetched, and near enough to be still there.
         let runs = |count: usize| count.div_ceil(RUN);
         let run = |number: usize, count: usize| number * RUN..((number + 1) * RUN).min(count);
-        match matrix.strides[1] == 1 {
+        match operand.matrix.strides[1] == 1 {
             true => each(is_parallel, runs(length) * panels, |number| {
                 run(number / panels, length).for_each(|step| fill(number % panels, step));
             }),
@@ -113,6 +122,53 @@ impl Packed {
         // SAFETY: each was written.
         unsafe { self.steps.set_len(panels * length) };
     }
+}
+
+/// As [`split`], of what an activation makes of a matrix.
+///
+/// # Safety
+///
+/// As that one's.
+#[target_feature(enable = "avx512f")]
+unsafe fn split_activated(
+    side: Side,
+    matrix: Matrix,
+    function: Function,
+    size: [usize; 2],
+    step: *mut Step,
+) {
+    // Numbers that are side by side stay so.
+    let is_by_depth = matrix.strides[1] == 1;
+    let by_row = |matrix: Matrix| match is_by_depth {
+        true => matrix,
+        false => matrix.transposed(),
+    };
+    let [lines, depth] = size;
+    let of_unit = match is_by_depth {
+        true => [lines, depth],
+        false => [depth, lines],
+    };
+    let mut units = [const { MaybeUninit::uninit() }; 2];
+    let [first, second] = units.each_mut();
+    let copy = |room, matrix: Matrix| {
+        let next_panel = matrix.skip(LINES, 0);
+        // SAFETY: the matrices have this size.
+        unsafe { Unit::copy(room, by_row(matrix), by_row(next_panel), of_unit) }
+    };
+    let unit = match function.up {
+        None => {
+            let unit = copy(first, matrix);
+            activate(unit.numbers(), function.activation);
+            unit
+        }
+        Some(up) => {
+            let (gate, unit) = (copy(first, matrix), copy(second, up));
+            activate_gate(gate.numbers(), unit.numbers(), function.activation);
+            unit
+        }
+    };
+    // SAFETY: as promised.
+    unsafe { split(side, by_row(unit.matrix()), size, step) };
 }
 
 /// Splits what a matrix has of a step; beyond its size there are zeros.
