@@ -320,8 +320,10 @@ impl Meeting<'_> {
                         start => start,
                     };
                     let target = target.skip(rows.start, columns.start);
+                    // The other side is the same in the next block.
+                    let panels = [left, right, split_here.wrapping_add(1)];
                     // SAFETY: as promised, and this block of the target is nobody else's.
-                    unsafe { tiles.multiply(left, right, ahead, steps, target, size, start) };
+                    unsafe { tiles.multiply(panels, ahead, steps, target, size, start) };
                 }
             }
         }

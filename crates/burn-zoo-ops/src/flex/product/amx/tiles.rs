@@ -19,6 +19,9 @@ pub(super) const DEPTH: usize = 32;
 /// So many bytes of what comes next are brought nearer in each step.
 pub(super) const AHEAD: usize = 768;
 
+/// So many rows of the target are brought nearer in each step.
+const FETCHED: usize = 3;
+
 /// What one step reads of a panel of [`LINES`]: for each piece of its numbers, two tiles.
 #[repr(C, align(64))]
 #[derive(Clone, Copy)]
@@ -83,8 +86,8 @@ impl Drop for Configured {
 }
 
 impl Configured {
-    /// `target = start + left · right`, of `rows` and `columns` up to [`LINES`]. What comes next, `ahead`, is brought nearer
-    /// meanwhile.
+    /// `target = start + left · right`, of `rows` and `columns` up to [`LINES`]. Meanwhile a step that comes `soon` is brought into
+    /// the first cache in each step, and of what comes later, `ahead`, a part into the second.
     ///
     /// The sum is whole before it is added to a target, so that one of many such has few roundings.
     ///
@@ -95,8 +98,7 @@ impl Configured {
     #[target_feature(enable = "avx512f")]
     pub(super) unsafe fn multiply(
         &self,
-        left: *const Step,
-        right: *const Step,
+        [left, right, soon]: [*const Step; 3],
         ahead: *const u8,
         steps: usize,
         target: Matrix,
@@ -111,23 +113,27 @@ impl Configured {
             first[..columns].copy_from_slice(row);
         }
         let first = first.as_ptr();
-        for row in 0..rows {
+        // The loop fetches the first ones itself.
+        for row in (FETCHED * steps).min(rows)..rows {
             let row = target.skip(row, 0);
             for column in [0, 16] {
                 _mm_prefetch::<_MM_HINT_T1>(row.skip(0, column).values.cast());
             }
         }
-        let operands = [left.cast(), right.cast(), ahead];
+        let operands = [left.cast(), right.cast(), soon.cast(), ahead];
         if is_whole && !matches!(start, Start::Target) {
-            let stride = target.strides[0] as usize;
             // SAFETY: as promised.
-            return unsafe { self.sum(operands, steps, first, target.values, stride) };
+            return unsafe { self.sum(operands, steps, first, target, target) };
         }
         let mut block = MaybeUninit::<Block>::uninit();
         let values = block.as_mut_ptr().cast();
         // SAFETY: the block is as large as it should be, and written then; and as promised.
         let block = unsafe {
-            self.sum(operands, steps, first, values, LINES);
+            let room = Matrix {
+                values,
+                strides: [LINES as isize, 1],
+            };
+            self.sum(operands, steps, first, room, target);
             block.assume_init_ref()
         };
         for (row, values) in block.0[..rows].iter().enumerate() {
@@ -147,23 +153,44 @@ impl Configured {
         }
     }
 
-    /// Sums in a block all of whose rows begin as `first`, and writes it to `target`, with `stride` numbers from row to row.
+    /// Sums in a block all of whose rows begin as `first`, and writes it to `target`. Where it goes at last, [`FETCHED`] rows are
+    /// brought nearer in each step: all at once before, they would be in the way of the first tiles.
     unsafe fn sum(
         &self,
-        [left, right, ahead]: [*const u8; 3],
+        [left, right, soon, ahead]: [*const u8; 4],
         steps: usize,
         first: *const f32,
-        target: *mut f32,
-        stride: usize,
+        target: Matrix,
+        last: Matrix,
     ) {
+        let bytes = |matrix: Matrix| 4 * matrix.strides[0];
         // Four tiles are the block's sums, two have pieces of the left side's rows, and two of the right side's columns.
         // Small products come first, and from one to the next of them one side stays.
+        // Four at a time, the lines of a tile that is read soon come into the first cache.
+        macro_rules! fetch {
+            ($tile:literal, $line:literal) => {
+                concat!(
+                    "\n.irp further, 0, 64, 128, 192\n",
+                    "prefetcht0 [{soon} + {tile} * ",
+                    $tile,
+                    " + 64 * ",
+                    $line,
+                    " + \\further]\n.endr\n"
+                )
+            };
+        }
         macro_rules! multiply {
-            () => {
-                "tdpbf16ps tmm0, tmm4, tmm6
-                 tdpbf16ps tmm1, tmm4, tmm7
-                 tdpbf16ps tmm2, tmm5, tmm6
-                 tdpbf16ps tmm3, tmm5, tmm7"
+            (fetch $tile:literal) => {
+                concat!(
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    fetch!($tile, "0"),
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    fetch!($tile, "4"),
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    fetch!($tile, "8"),
+                    "tdpbf16ps tmm3, tmm5, tmm7",
+                    fetch!($tile, "12"),
+                )
             };
         }
         macro_rules! load {
@@ -204,20 +231,24 @@ impl Configured {
                 "tileloadd tmm2, [{first} + {none}]",
                 "tileloadd tmm3, [{first} + {none} + 64]",
                 "2:",
-                "prefetcht1 [{ahead} + 0]", "prefetcht1 [{ahead} + 64]",
-                left!("2"), right!("0"), multiply!(),
-                "prefetcht1 [{ahead} + 128]", "prefetcht1 [{ahead} + 192]",
-                left!("1"), multiply!(),
-                "prefetcht1 [{ahead} + 256]", "prefetcht1 [{ahead} + 320]",
-                right!("1"), multiply!(),
-                "prefetcht1 [{ahead} + 384]", "prefetcht1 [{ahead} + 448]",
-                left!("0"), multiply!(),
-                "prefetcht1 [{ahead} + 512]", "prefetcht1 [{ahead} + 576]",
-                right!("2"), multiply!(),
-                "prefetcht1 [{ahead} + 640]", "prefetcht1 [{ahead} + 704]",
-                right!("0"), multiply!(),
+                "prefetcht1 [{ahead} + 0]", "prefetcht1 [{ahead} + 64]", "prefetcht1 [{below}]",
+                left!("2"), right!("0"), multiply!(fetch "0"),
+                "prefetcht1 [{ahead} + 128]", "prefetcht1 [{ahead} + 192]", "prefetcht1 [{below} + 64]",
+                left!("1"), multiply!(fetch "1"),
+                "add {below}, {below_stride}",
+                "prefetcht1 [{ahead} + 256]", "prefetcht1 [{ahead} + 320]", "prefetcht1 [{below}]",
+                right!("1"), multiply!(fetch "2"),
+                "prefetcht1 [{ahead} + 384]", "prefetcht1 [{ahead} + 448]", "prefetcht1 [{below} + 64]",
+                left!("0"), multiply!(fetch "3"),
+                "add {below}, {below_stride}",
+                "prefetcht1 [{ahead} + 512]", "prefetcht1 [{ahead} + 576]", "prefetcht1 [{below}]",
+                right!("2"), multiply!(fetch "4"),
+                "prefetcht1 [{ahead} + 640]", "prefetcht1 [{ahead} + 704]", "prefetcht1 [{below} + 64]",
+                right!("0"), multiply!(fetch "5"),
+                "add {below}, {below_stride}",
                 "add {left}, {step}",
                 "add {right}, {step}",
+                "add {soon}, {step}",
                 "add {ahead}, {further}",
                 "dec {steps}",
                 "jnz 2b",
@@ -229,12 +260,15 @@ impl Configured {
                 right = inout(reg) right => _,
                 steps = inout(reg) steps => _,
                 ahead = inout(reg) ahead => _,
+                soon = inout(reg) soon => _,
                 row = in(reg) 64usize,
                 first = in(reg) first,
                 none = in(reg) 0usize,
-                target = in(reg) target,
-                target_below = in(reg) target.add(16 * stride),
-                target_stride = in(reg) 4 * stride,
+                target = in(reg) target.values,
+                target_below = in(reg) target.skip(16, 0).values,
+                target_stride = in(reg) bytes(target),
+                below = inout(reg) last.values => _,
+                below_stride = in(reg) bytes(last),
                 tile = const size_of::<Step>() / 6,
                 piece = const size_of::<Step>() / 3,
                 step = const size_of::<Step>(),
