@@ -160,11 +160,19 @@ pub(super) fn forward(input: FlexTensor, activation: Activation) -> FlexTensor {
 }
 
 /// The activation of each value, in its place.
+#[cfg_attr(
+    not(all(target_arch = "x86_64", target_os = "linux")),
+    allow(dead_code)
+)]
 pub(super) fn activate(values: &mut [f32], activation: Activation) {
     with_kernel!(activation, |kernel| run(Map(values, kernel)));
 }
 
 /// The activation of each gate times the other value, in that one's place.
+#[cfg_attr(
+    not(all(target_arch = "x86_64", target_os = "linux")),
+    allow(dead_code)
+)]
 pub(super) fn activate_gate(gate: &[f32], up: &mut [f32], activation: Activation) {
     with_kernel!(activation, |kernel| run(Zip(gate, up, Gated(kernel))));
 }

@@ -36,8 +36,9 @@ impl Input {
             PreActivation::Gated(gate, up) => (gate, Some(contiguous(up))),
         };
         let values = contiguous(values);
-        let is_fit = up.as_ref().is_none_or(|up| up.len() == values.len());
-        assert!(is_fit, "gate and up have one shape");
+        let shape = |values: &Contiguous| values.tensor.layout().shape().clone();
+        let is_fit = |up| shape(up) == shape(&values);
+        assert!(up.as_ref().is_none_or(is_fit), "gate and up have one shape");
         Self {
             values,
             function: Some((activation, up)),
@@ -89,8 +90,8 @@ pub(super) fn forward(input: Input, affine: Affine<Flex>) -> FlexTensor {
     let shape = Shape::from([rows, &[width]].concat());
     let sizes = [rows.iter().product(), width, inner];
     let input = input.before(sizes, weights);
-    let bias = bias.as_deref().map(|bias| Start::Row(&bias[..width]));
-    let start = bias.unwrap_or(Start::Zero);
+    let bias = bias.as_deref().map(|bias| &bias[..width]);
+    let start = bias.map_or(Start::Zero, Start::Row);
     // SAFETY: the matrices have these sizes.
     let values = unsafe { matrix(sizes, start, input.operand(), weights) };
     tensor(values, shape)

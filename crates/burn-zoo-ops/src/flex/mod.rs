@@ -171,7 +171,7 @@ impl TransformerOps for Flex {
         activation: Activation,
         grad: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        match is_f32(&input) {
+        match is_f32(&input) && are_f32([&grad]) {
             true => linear::weight_backward(Input::activated(input, activation), grad),
             false => Self::linear_weight_backward(input.activate(activation), grad),
         }

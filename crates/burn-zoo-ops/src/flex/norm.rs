@@ -73,7 +73,14 @@ pub(super) fn forward(
     let (weight, bias) = (contiguous(weight), bias.map(contiguous));
     let (weight, bias) = (&weight[..], bias.as_deref());
     let width = weight.len();
+    let has_width = bias.is_none_or(|bias| bias.len() == width);
+    assert!(has_width, "the bias has the weight's width");
     let rows = shape.num_elements() / width.max(1);
+    assert_eq!(
+        shape.num_elements(),
+        rows * width,
+        "rows of the weight's width"
+    );
     let mut output = Vec::with_capacity(rows * width);
     let mut statistics = vec![0.0; 2 * rows];
     let length = chunk_length(rows * width, width);
@@ -94,7 +101,6 @@ pub(super) fn forward(
     let input = match added {
         None => {
             let input = contiguous(input);
-            assert_eq!(input.len(), rows * width, "rows of the weight's width");
             let values = input.par_chunks(length);
             values
                 .zip(results)
@@ -102,13 +108,14 @@ pub(super) fn forward(
             input.tensor
         }
         Some(added) => {
+            let n_added = added.layout().num_elements();
+            assert_eq!(n_added, rows * width, "as many numbers are added");
             // What a sub-layer has just made is nobody else's; the residual stream is.
             let (input, added) = match added.is_unique() {
                 true => (added, input),
                 false => (input, added),
             };
             let added = contiguous(added);
-            assert_eq!(added.len(), rows * width, "as many numbers are added");
             let added = added.par_chunks(length);
             let mut sum = owned(input);
             let values = sum.storage_mut::<f32>().par_chunks_mut(length);

@@ -261,7 +261,8 @@ pub(super) fn map(
     let (scales, bias) = affine.into_parts();
     let scales = scales.storage::<f32>();
     let bias = bias.map(contiguous);
-    let bias = |output: usize| bias.as_ref().map_or(0.0, |bias| bias[output]);
+    let bias = bias.as_deref();
+    let bias = |output: usize| bias.map_or(0.0, |bias| bias[output]);
     let pieces = products(&rows, numbers, |_, output, product| {
         scales[output] * product + bias(output)
     });
@@ -294,7 +295,8 @@ pub(super) fn best(
     let (weights, order) = lying(&weight)?;
     let [_, n_classes] = weight.layout().shape().dims();
     let bias = bias.map(contiguous);
-    let bias = |class: usize| bias.as_ref().map_or(0.0, |bias| bias[class]);
+    let bias = bias.as_deref();
+    let bias = |class: usize| bias.map_or(0.0, |bias| bias[class]);
 
     let depth = n as f32;
     let bound = |(row, values): (&Row, &[f32])| {

@@ -71,9 +71,10 @@ fn tiles([m, n, k]: [usize; 3], matrices: &[Matrix]) -> Option<Tiles> {
     }
 }
 
-/// Whether tiles do a product with this right side, if they can read and write the other matrices.
-pub(super) fn pays(sizes: [usize; 3], right: Matrix) -> bool {
-    tiles(sizes, &[right]).is_some()
+/// Whether tiles do a product with this right side and split its left side once, if they can read and write the other matrices.
+pub(super) fn pays(sizes @ [m, n, _]: [usize; 3], right: Matrix) -> bool {
+    let threads = rayon::current_num_threads();
+    tiles(sizes, &[right]).is_some() && (m < n || Blocks::of(m, threads).threads == 1)
 }
 
 /// As [`super::product`]. Returns whether it has done it: not without [`tiles`], nor where a row is added to columns.
@@ -183,6 +184,33 @@ impl Split {
     }
 }
 
+/// How the longer side of a product falls into blocks.
+struct Blocks {
+    count: usize,
+    /// Panels of each.
+    panels: usize,
+    /// So many threads have the same one, where there are few: each splits it for itself.
+    threads: usize,
+}
+
+impl Blocks {
+    fn of(lines: usize, threads: usize) -> Self {
+        let all = lines.div_ceil(LINES);
+        let [most, fewest] = BLOCK;
+        let panels = all.div_ceil(2 * threads).clamp(fewest, most);
+        let count = all.div_ceil(panels);
+        let threads = match threads {
+            1 => 1,
+            _ => (2 * threads).div_ceil(count),
+        };
+        Self {
+            count,
+            panels,
+            threads,
+        }
+    }
+}
+
 /// A product. Its sides are matrices whose rows are the lines that panels have.
 struct Job {
     tiles: Tiles,
@@ -206,15 +234,15 @@ impl Job {
             Side::Right => (self.right, self.left),
         };
         let is_parallel = self.threads > 1;
-        let panels = long.div_ceil(LINES);
-        let [most, fewest] = BLOCK;
-        let block = panels.div_ceil(2 * self.threads).clamp(fewest, most);
-        let blocks = panels.div_ceil(block);
+        let Blocks {
+            count: blocks,
+            panels: block,
+            threads,
+        } = Blocks::of(long, self.threads);
         let mut packed = Packed::new(short_side, SHORT.take());
         for lines in pieces(short, SPLIT / DEPTHS, LINES) {
-            // Where there are few blocks, several threads have the same one.
             let shared = lines.len().div_ceil(LINES);
-            let groups = (2 * self.threads).div_ceil(blocks).min(shared);
+            let groups = threads.min(shared);
             let group = shared.div_ceil(groups);
             let groups = shared.div_ceil(group);
             for depths in pieces(k, SPLIT / lines.len(), DEPTH) {
