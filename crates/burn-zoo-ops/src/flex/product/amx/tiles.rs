@@ -9,6 +9,7 @@ use std::mem::MaybeUninit;
 use std::sync::LazyLock;
 
 use super::super::{Matrix, Start};
+use super::unit::Unit;
 
 /// Rows and columns of a block: two tiles of 16.
 pub(super) const LINES: usize = 32;
@@ -105,8 +106,6 @@ impl Configured {
         [rows, columns]: [usize; 2],
         start: Start,
     ) {
-        #[repr(align(64))]
-        struct Block([[f32; LINES]; LINES]);
         let is_whole = [rows, columns] == [LINES; 2];
         let mut first = [0.0; LINES];
         if let Start::Row(row) = start {
@@ -125,7 +124,7 @@ impl Configured {
             // SAFETY: as promised.
             return unsafe { self.sum(operands, steps, first, target, target) };
         }
-        let mut block = MaybeUninit::<Block>::uninit();
+        let mut block = MaybeUninit::<Unit>::uninit();
         let values = block.as_mut_ptr().cast();
         // SAFETY: the block is as large as it should be, and written then; and as promised.
         let block = unsafe {

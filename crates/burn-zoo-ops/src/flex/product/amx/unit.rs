@@ -1,4 +1,4 @@
-//! Parts of matrices that activations work on between memory and tiles.
+//! Parts of matrices between memory and tiles: what activations work on, and sums of products.
 
 use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
 use std::mem::MaybeUninit;
@@ -7,7 +7,7 @@ use super::super::{Matrix, UNIT};
 
 /// Rows of a part of a matrix that stays in the first cache.
 #[repr(C, align(64))]
-pub(super) struct Unit([[f32; UNIT]; UNIT]);
+pub(super) struct Unit(pub(super) [[f32; UNIT]; UNIT]);
 
 impl Unit {
     /// What a matrix has of a unit from its beginning on, rows side by side; the rest is zeros. Meanwhile `next`, which lies as
